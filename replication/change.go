@@ -1,9 +1,6 @@
 package replication
 
-import (
-	"fmt"
-	"time"
-)
+import "fmt"
 
 // Op is the kind of a change.
 type Op byte
@@ -88,37 +85,3 @@ type Change struct {
 // document for trigger capture). It is stored on the destination in the transaction that applies what lies before it. Positions
 // are compared only by the Source that made them.
 type Position string
-
-// Batch is a run of whole transactions, or one piece of a transaction too large for memory. The applier commits rows and Position
-// together; pieces share one target transaction, which only the piece with Last set commits.
-type Batch struct {
-	Changes []Change
-	// Transactions counts the source transactions that end in this batch, those without rows of ours included.
-	Transactions int
-	// Position is the place after this batch; meaningful only where Last is set.
-	Position Position
-	// First and Last are both set on a batch of whole transactions. On pieces: First on the first, Last on the last, neither between.
-	First, Last bool
-	// OldestCommit and NewestCommit are commit times on the source, zero for a batch that only moves the position.
-	OldestCommit, NewestCommit time.Time
-	// Bytes is the size of the values.
-	Bytes int
-	// Token, where not empty, names heartbeat or fence rows seen in the batch (the last one).
-	Token string
-
-	release func()
-}
-
-// NewBatch returns an empty batch that calls release, if not nil, when its memory may be used again.
-func NewBatch(release func()) *Batch { return &Batch{release: release} }
-
-// Release gives the batch's memory back; no Value of it may be used afterwards.
-func (b *Batch) Release() {
-	if b.release != nil {
-		b.release()
-		b.release = nil
-	}
-}
-
-// Empty tells whether the batch only moves the position.
-func (b *Batch) Empty() bool { return len(b.Changes) == 0 && b.First && b.Last }

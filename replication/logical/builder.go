@@ -1,0 +1,240 @@
+package logical
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"replicator/replication"
+)
+
+// heartbeat is the table whose rows are tokens of our own, not the application's data.
+var heartbeat = replication.TableName{Schema: "replicator", Name: "heartbeat"}
+
+// builder turns messages into batches. The reader feeds it, the deliverer takes from it; mu guards all of it.
+type builder struct {
+	limits Limits
+	seams  map[replication.TableName]replication.Seam
+	// seamsEnd is the highest seam LSN: transactions that commit at or above it need no filter.
+	seamsEnd uint64
+
+	mu        sync.Mutex
+	cur       *replication.Batch
+	relations map[uint32]*replication.Relation
+	open      bool // between Begin and Commit
+	begin     begin
+	token     string
+	pieces    bool // the open transaction has already given a piece
+	closed    bool // the last piece of such a transaction waits to be taken
+
+	filled chan struct{} // something may be taken
+	taken  chan struct{} // something was taken
+}
+
+func newBuilder(l Limits, seams map[replication.TableName]replication.Seam) *builder {
+	b := &builder{
+		limits: l, seams: seams, cur: replication.NewBatch(), relations: map[uint32]*replication.Relation{},
+		filled: make(chan struct{}, 1), taken: make(chan struct{}, 1),
+	}
+	for _, s := range seams {
+		b.seamsEnd = max(b.seamsEnd, s.LSN)
+	}
+	return b
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// add decodes one message into the current batch and then waits until the batch is within its bounds again.
+func (b *builder) add(ctx context.Context, data []byte) error {
+	b.mu.Lock()
+	err := b.decode(data)
+	full := b.full()
+	if len(b.cur.Marks) > 0 || full {
+		signal(b.filled)
+	}
+	b.mu.Unlock()
+	if err != nil || !full {
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-b.taken:
+		}
+		b.mu.Lock()
+		full = b.full()
+		b.mu.Unlock()
+		if !full {
+			return nil
+		}
+	}
+}
+
+// full tells whether the reader must wait: the batch is at its bounds, or it ends a transaction that came in pieces.
+func (b *builder) full() bool {
+	return b.closed || len(b.cur.Changes) >= b.limits.Changes || b.cur.Bytes >= b.limits.Bytes
+}
+
+func (b *builder) decode(data []byte) error {
+	if len(data) == 0 {
+		return fmt.Errorf("decode pgoutput message: %w", errTruncated)
+	}
+	kind := data[0]
+	m := &message{data: data[1:]}
+	if b.cur.Received.IsZero() && kind != 'R' && kind != 'Y' {
+		b.cur.Received = time.Now()
+	}
+	switch kind {
+	case 'B':
+		var err error
+		if b.begin, err = decodeBegin(m); err != nil {
+			return err
+		}
+		b.open, b.token = true, ""
+		return nil
+	case 'C':
+		c, err := decodeCommit(m)
+		if err != nil {
+			return err
+		}
+		b.end(replication.Mark{End: len(b.cur.Changes), Position: position(c.End), Commit: c.At, Token: b.token})
+		return nil
+	case 'R':
+		r, err := decodeRelation(m)
+		if err != nil {
+			return err
+		}
+		b.relations[r.OID] = r
+		return nil
+	case 'I', 'U', 'D':
+		return b.row(kind, data[1:])
+	case 'T':
+		c, err := decodeTruncate(m, b.relations)
+		if err != nil {
+			return err
+		}
+		kept := c.Truncated[:0]
+		for _, r := range c.Truncated {
+			if b.needs(r) {
+				kept = append(kept, r)
+			}
+		}
+		if len(kept) > 0 {
+			c.Truncated, c.Relation = kept, kept[0]
+			b.cur.Changes = append(b.cur.Changes, c)
+		}
+		return nil
+	case 'Y', 'O', 'M':
+		return nil // type names, origins and messages carry no row
+	}
+	return fmt.Errorf("decode pgoutput message: unknown type %q", kind)
+}
+
+func (b *builder) row(kind byte, data []byte) error {
+	head := message{data: data}
+	r := b.relations[head.uint32()]
+	if r != nil && r.Name != heartbeat && !b.needs(r) {
+		return nil
+	}
+	c, err := decodeRow(kind, &message{data: b.cur.Keep(data)}, b.relations, b.cur)
+	if err != nil {
+		return err
+	}
+	if c.Relation.Name != heartbeat {
+		b.cur.Changes = append(b.cur.Changes, c)
+		return nil
+	}
+	for i, col := range c.Relation.Columns {
+		if col.Name == "token" && c.New != nil {
+			b.token = string(c.New[i].Data)
+		}
+	}
+	return nil
+}
+
+func (b *builder) needs(r *replication.Relation) bool {
+	if b.begin.Commit >= b.seamsEnd {
+		return true
+	}
+	s, ok := b.seams[r.Name]
+	return !ok || s.Needs(b.begin.XID, b.begin.Commit)
+}
+
+func (b *builder) end(m replication.Mark) {
+	b.cur.Marks = append(b.cur.Marks, m)
+	b.cur.Position = m.Position
+	b.open = false
+	b.closed = b.pieces
+}
+
+// advance notes that nothing of interest lies before the position, as a keepalive between transactions says.
+func (b *builder) advance(lsn pglogrepl.LSN) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.open || b.closed {
+		return
+	}
+	b.cur.Position = position(uint64(lsn))
+	signal(b.filled)
+}
+
+// take removes what may be applied now: the whole transactions so far, a piece of the open one if it is over the bounds, or a
+// bare position. It returns nil if there is nothing.
+func (b *builder) take() *replication.Batch {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	cur := b.cur
+	switch {
+	case b.closed:
+		b.closed, b.pieces = false, false
+		cur.First, cur.Last = false, true
+		b.cur = replication.NewBatch()
+	case len(cur.Marks) > 0:
+		b.cur = replication.NewBatch()
+		if b.open {
+			// The open transaction's first changes go on in a batch of their own.
+			at := cur.Marks[len(cur.Marks)-1].End
+			for _, c := range cur.Changes[at:] {
+				b.cur.Bytes += size(c)
+			}
+			b.cur.Changes = append(b.cur.Changes, cur.Changes[at:]...)
+			b.cur.Received = time.Now()
+			cur.Changes = cur.Changes[:at:at]
+		}
+	case b.open && b.full():
+		cur.First, cur.Last = !b.pieces, false
+		cur.Position = ""
+		b.pieces = true
+		b.cur = replication.NewBatch()
+	case !b.open && cur.Position != "":
+		b.cur = replication.NewBatch()
+	default:
+		return nil
+	}
+	signal(b.taken)
+	return cur
+}
+
+func size(c replication.Change) int {
+	n := 32 * (len(c.Old) + len(c.New))
+	for _, v := range c.Old {
+		n += len(v.Data)
+	}
+	for _, v := range c.New {
+		n += len(v.Data)
+	}
+	return n
+}
+
+func position(lsn uint64) replication.Position {
+	return replication.Position(pglogrepl.LSN(lsn).String())
+}

@@ -1,0 +1,231 @@
+package logical
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+	"golang.org/x/sync/errgroup"
+
+	"replicator/internal/postgres"
+	"replicator/replication"
+)
+
+// Limits bound one batch; a transaction beyond them is handed over in pieces.
+type Limits struct {
+	Changes int
+	Bytes   int
+}
+
+// DefaultLimits keep two batches in flight below 64 MB.
+var DefaultLimits = Limits{Changes: 20000, Bytes: 16 << 20}
+
+// Options say what to stream.
+type Options struct {
+	URL         string
+	ID          postgres.Identity
+	Slot        string
+	Publication string
+	// Seams are the tables' copies; changes that a copy already saw are left out of the stream.
+	Seams  map[replication.TableName]replication.Seam
+	Limits Limits
+}
+
+// Source streams from one slot. It implements replication.Source.
+type Source struct {
+	o        Options
+	acked    atomic.Uint64
+	received atomic.Uint64
+	news     chan struct{}
+}
+
+// NewSource returns a Source; nothing is opened before Stream.
+func NewSource(o Options) *Source {
+	if o.Limits.Changes == 0 {
+		o.Limits = DefaultLimits
+	}
+	return &Source{o: o, news: make(chan struct{}, 1)}
+}
+
+// Reached compares LSNs.
+func (s *Source) Reached(p, q replication.Position) (bool, error) {
+	a, err := ParsePosition(p)
+	if err != nil {
+		return false, err
+	}
+	b, err := ParsePosition(q)
+	return a >= b, err
+}
+
+// ParsePosition reads a position of this kind of source; the empty position is 0.
+func ParsePosition(p replication.Position) (uint64, error) {
+	if p == "" {
+		return 0, nil
+	}
+	lsn, err := pglogrepl.ParseLSN(string(p))
+	if err != nil {
+		return 0, fmt.Errorf("parse position %q as an LSN: %w", p, err)
+	}
+	return uint64(lsn), nil
+}
+
+// FormatPosition is the inverse of ParsePosition.
+func FormatPosition(lsn uint64) replication.Position { return position(lsn) }
+
+// Acknowledge lets the server forget what lies before p.
+func (s *Source) Acknowledge(p replication.Position) {
+	lsn, err := ParsePosition(p)
+	if err != nil {
+		return // never one of ours: Reached and Stream report it
+	}
+	for {
+		old := s.acked.Load()
+		if lsn <= old {
+			return
+		}
+		if s.acked.CompareAndSwap(old, lsn) {
+			signal(s.news)
+			return
+		}
+	}
+}
+
+// Received is the end of the write-ahead log that the server has sent or skipped so far, 0 before the first message.
+func (s *Source) Received() uint64 { return s.received.Load() }
+
+// Stream implements replication.Source.
+func (s *Source) Stream(ctx context.Context, start replication.Position, out chan<- *replication.Batch) (err error) {
+	lsn, err := ParsePosition(start)
+	if err != nil {
+		return err
+	}
+	conn, err := postgres.ConnectReplication(ctx, s.o.URL, s.o.ID, "stream")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		err = errors.Join(err, ignoreClosed(conn.Close(closing)))
+	}()
+	// Names of publications are SQL identifiers inside a string; ours hold only letters, digits and underscores.
+	args := []string{"proto_version '1'", "publication_names " + replication.QuoteLiteral(s.o.Publication)}
+	s.acked.Store(lsn)
+	if err := pglogrepl.StartReplication(ctx, conn, s.o.Slot, pglogrepl.LSN(lsn), pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication, PluginArgs: args}); err != nil {
+		return fmt.Errorf("start streaming from slot %q at %s: %w", s.o.Slot, pglogrepl.LSN(lsn), err)
+	}
+	b := newBuilder(s.o.Limits, s.o.Seams)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.read(ctx, conn, b) })
+	g.Go(func() error { return s.report(ctx, conn) })
+	g.Go(func() error { return deliver(ctx, b, out) })
+	return g.Wait()
+}
+
+// ignoreClosed drops the error of closing a session that had already failed; the failure itself was reported.
+func ignoreClosed(error) error { return nil }
+
+func (s *Source) read(ctx context.Context, conn *pgconn.PgConn, b *builder) error {
+	for {
+		msg, err := conn.ReceiveMessage(ctx)
+		if err != nil {
+			return fmt.Errorf("receive from slot %q: %w", s.o.Slot, err)
+		}
+		switch msg := msg.(type) {
+		case *pgproto3.CopyData:
+			if err := s.message(ctx, b, msg.Data); err != nil {
+				return err
+			}
+		case *pgproto3.CopyDone:
+			return fmt.Errorf("receive from slot %q: the server ended the stream: %w", s.o.Slot, errStreamEnded)
+		case *pgproto3.ErrorResponse:
+			return fmt.Errorf("receive from slot %q: %w", s.o.Slot, pgconn.ErrorResponseToPgError(msg))
+		default:
+			// Notices and parameter changes don't concern the stream.
+		}
+	}
+}
+
+// errStreamEnded is what a server's orderly shutdown looks like; it unwraps to a lost connection, so that it is tried again.
+var errStreamEnded = &pgconn.PgError{Severity: "FATAL", Code: "57P01", Message: "stream ended"}
+
+func (s *Source) message(ctx context.Context, b *builder, data []byte) error {
+	if len(data) == 0 {
+		return fmt.Errorf("receive from slot %q: empty message", s.o.Slot)
+	}
+	switch data[0] {
+	case pglogrepl.XLogDataByteID:
+		x, err := pglogrepl.ParseXLogData(data[1:])
+		if err != nil {
+			return fmt.Errorf("receive from slot %q: %w", s.o.Slot, err)
+		}
+		s.received.Store(max(s.received.Load(), uint64(x.WALStart)))
+		return b.add(ctx, x.WALData)
+	case pglogrepl.PrimaryKeepaliveMessageByteID:
+		k, err := pglogrepl.ParsePrimaryKeepaliveMessage(data[1:])
+		if err != nil {
+			return fmt.Errorf("receive from slot %q: %w", s.o.Slot, err)
+		}
+		s.received.Store(max(s.received.Load(), uint64(k.ServerWALEnd)))
+		b.advance(k.ServerWALEnd)
+		if k.ReplyRequested {
+			signal(s.news)
+		}
+	}
+	return nil
+}
+
+// report tells the server what is durable: at once when that has moved (at most ten times a second), and every second in any case, so
+// that wal_sender_timeout doesn't end a stream whose reader waits for the applier. All three positions are the durable one: the
+// server must not forget what was merely received.
+func (s *Source) report(ctx context.Context, conn *pgconn.PgConn) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		lsn := pglogrepl.LSN(s.acked.Load())
+		err := pglogrepl.SendStandbyStatusUpdate(ctx, conn, pglogrepl.StandbyStatusUpdate{
+			WALWritePosition: lsn, WALFlushPosition: lsn, WALApplyPosition: lsn, ClientTime: time.Now(),
+		})
+		if err != nil {
+			return fmt.Errorf("acknowledge to slot %q: %w", s.o.Slot, err)
+		}
+		pause.Reset(100 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-pause.C:
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		case <-s.news:
+		}
+	}
+}
+
+func deliver(ctx context.Context, b *builder, out chan<- *replication.Batch) error {
+	for {
+		batch := b.take()
+		if batch == nil {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-b.filled:
+			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case out <- batch:
+		}
+	}
+}
