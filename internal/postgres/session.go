@@ -61,6 +61,12 @@ func (i Identity) ApplicationName(role string) string {
 	return head + tail
 }
 
+// ApplicationPrefix is what the application names of all sessions of the migration begin with, cut as ApplicationName cuts.
+func (i Identity) ApplicationPrefix() string {
+	p := "replicator/" + unsafeInName.ReplaceAllString(i.Migration, "_") + "/"
+	return p[:min(len(p), 40)]
+}
+
 func (i Identity) prefix() string {
 	return "replicator/" + unsafeInName.ReplaceAllString(i.Migration, "_") + "/" + unsafeInName.ReplaceAllString(i.Pair, "_")
 }

@@ -1,0 +1,259 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"replicator/internal/postgres"
+	"replicator/replication"
+)
+
+// Step is how far the first set-up of a pair has come. It only ever grows.
+type Step string
+
+// The steps, in order: nothing is there; the schema's statements are stored; tables exist on the target; the capture is in place and
+// tables may be copied; keys and indexes are built; constraints, triggers and the rest are in place too.
+const (
+	StepNew      Step = "new"
+	StepDumped   Step = "dumped"
+	StepTables   Step = "tables"
+	StepCapture  Step = "capture"
+	StepIndexed  Step = "indexed"
+	StepComplete Step = "complete"
+	StepFinished Step = "finished"
+)
+
+// Pair is the stored row of a pair.
+type Pair struct {
+	Step         Step
+	Capture      string
+	SourceSystem string
+	Fingerprint  string
+}
+
+// Pairs is the stored state of one pair on its target.
+type Pairs struct {
+	pool *pgxpool.Pool
+	id   postgres.Identity
+}
+
+// NewPairs returns the stored state of the pair that id names, for the leader with id's epoch.
+func NewPairs(pool *pgxpool.Pool, id postgres.Identity) *Pairs { return &Pairs{pool: pool, id: id} }
+
+// Load reads the pair, making its row if there is none.
+func (p *Pairs) Load(ctx context.Context) (Pair, error) {
+	var out Pair
+	err := p.pool.QueryRow(ctx, `INSERT INTO replicator.pair AS p (migration, pair) VALUES ($1, $2)
+		ON CONFLICT (migration, pair) DO UPDATE SET pair = p.pair RETURNING step, capture, source_system, fingerprint`, p.id.Migration, p.id.Pair).
+		Scan(&out.Step, &out.Capture, &out.SourceSystem, &out.Fingerprint)
+	if err != nil {
+		return out, fmt.Errorf("read the state of pair %q: %w", p.id.Pair, err)
+	}
+	return out, nil
+}
+
+// Save writes the pair.
+func (p *Pairs) Save(ctx context.Context, s Pair) error {
+	return p.fenced(ctx, "write the state of the pair", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE replicator.pair SET step = $3, capture = $4, source_system = $5, fingerprint = $6, updated_at = clock_timestamp()
+			WHERE migration = $1 AND pair = $2`, p.id.Migration, p.id.Pair, s.Step, s.Capture, s.SourceSystem, s.Fingerprint)
+		return err
+	})
+}
+
+// fenced runs f in a synchronous transaction that only the leader can commit.
+func (p *Pairs) fenced(ctx context.Context, doing string, f func(pgx.Tx) error) error {
+	err := pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
+			return err
+		}
+		if err := Fence(ctx, tx, p.id); err != nil {
+			return err
+		}
+		return f(tx)
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	return nil
+}
+
+// Fence makes the transaction one that only the leader can commit: it holds the epoch's row until its end.
+func Fence(ctx context.Context, tx pgx.Tx, id postgres.Identity) error {
+	var one int
+	err := tx.QueryRow(ctx, `SELECT 1 FROM replicator.migration WHERE name = $1 AND epoch = $2 FOR SHARE`, id.Migration, id.Epoch).Scan(&one)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return deposed("check the epoch")
+	}
+	return err
+}
+
+// CopyState is how far the copy of a table has come.
+type CopyState string
+
+// The states of a table's copy.
+const (
+	Pending CopyState = "pending"
+	Copying CopyState = "copying"
+	Copied  CopyState = "copied"
+)
+
+// Copy is the stored state of one table's copy.
+type Copy struct {
+	Table    replication.TableName
+	State    CopyState
+	Snapshot string
+	LSN      string
+	Rows     int64
+	Bytes    int64
+}
+
+// Copies lists the pair's tables by name.
+func (p *Pairs) Copies(ctx context.Context) ([]Copy, error) {
+	rows, err := p.pool.Query(ctx, `SELECT schema_name, table_name, state, snapshot, lsn, rows, bytes FROM replicator.copy
+		WHERE migration = $1 AND pair = $2 ORDER BY 1, 2`, p.id.Migration, p.id.Pair)
+	if err != nil {
+		return nil, fmt.Errorf("read the state of the copies: %w", err)
+	}
+	out, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (c Copy, err error) {
+		err = r.Scan(&c.Table.Schema, &c.Table.Name, &c.State, &c.Snapshot, &c.LSN, &c.Rows, &c.Bytes)
+		return c, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the state of the copies: %w", err)
+	}
+	return out, nil
+}
+
+// AddCopies makes tables pending that are not known yet.
+func (p *Pairs) AddCopies(ctx context.Context, tables []replication.TableName) error {
+	schemas, names := split(tables)
+	return p.fenced(ctx, "note the tables to copy", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO replicator.copy (migration, pair, schema_name, table_name)
+			SELECT $1, $2, s, t FROM unnest($3::text[], $4::text[]) AS u(s, t) ON CONFLICT DO NOTHING`, p.id.Migration, p.id.Pair, schemas, names)
+		return err
+	})
+}
+
+// ResetCopies makes tables pending again, so that they are copied anew; all of the pair's where none is named. It returns how many.
+func (p *Pairs) ResetCopies(ctx context.Context, tables []replication.TableName) (int64, error) {
+	var n int64
+	schemas, names := split(tables)
+	err := p.fenced(ctx, "note the tables to copy again", func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `UPDATE replicator.copy SET state = 'pending', snapshot = '', lsn = '0/0', rows = 0, bytes = 0
+			WHERE migration = $1 AND pair = $2 AND ($5 OR (schema_name, table_name) IN (SELECT * FROM unnest($3::text[], $4::text[])))`,
+			p.id.Migration, p.id.Pair, schemas, names, len(tables) == 0)
+		n = tag.RowsAffected()
+		return err
+	})
+	return n, err
+}
+
+// StartCopy notes that a table's copy begins under a new snapshot; what an earlier attempt left is void.
+func (p *Pairs) StartCopy(ctx context.Context, c Copy) error {
+	return p.fenced(ctx, "note the start of a copy", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE replicator.copy SET state = 'copying', snapshot = $5, lsn = $6, rows = 0, bytes = 0, started_at = clock_timestamp(), finished_at = NULL
+			WHERE migration = $1 AND pair = $2 AND schema_name = $3 AND table_name = $4`, p.id.Migration, p.id.Pair, c.Table.Schema, c.Table.Name, c.Snapshot, c.LSN)
+		return err
+	})
+}
+
+// FinishCopy notes in tx that a table is copied. It fails with ErrDeposed in a process that no longer leads.
+func (p *Pairs) FinishCopy(ctx context.Context, tx pgx.Tx, c Copy) error {
+	if err := Fence(ctx, tx, p.id); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, `UPDATE replicator.copy SET state = 'copied', rows = $5, bytes = $6, finished_at = clock_timestamp()
+		WHERE migration = $1 AND pair = $2 AND schema_name = $3 AND table_name = $4`, p.id.Migration, p.id.Pair, c.Table.Schema, c.Table.Name, c.Rows, c.Bytes)
+	return err
+}
+
+func split(tables []replication.TableName) (schemas, names []string) {
+	schemas, names = make([]string, len(tables)), make([]string, len(tables))
+	for i, t := range tables {
+		schemas[i], names[i] = t.Schema, t.Name
+	}
+	return schemas, names
+}
+
+// Statement is one stored statement of the schema's plan.
+type Statement struct {
+	Seq                              int
+	Section, Type, Schema, Name, SQL string
+	Done                             bool
+}
+
+// SaveStatements stores a stage's statements, replacing none that are there.
+func (p *Pairs) SaveStatements(ctx context.Context, stages map[string][]Statement, next Pair) error {
+	return p.fenced(ctx, "store the schema", func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `DELETE FROM replicator.ddl WHERE migration = $1 AND pair = $2`, p.id.Migration, p.id.Pair); err != nil {
+			return err
+		}
+		var rows [][]any
+		for stage, list := range stages {
+			for _, s := range list {
+				rows = append(rows, []any{p.id.Migration, p.id.Pair, stage, s.Seq, s.Section, s.Type, s.Schema, s.Name, s.SQL})
+			}
+		}
+		if _, err := tx.CopyFrom(ctx, pgx.Identifier{"replicator", "ddl"}, []string{"migration", "pair", "stage", "seq", "section", "type", "schema_name", "name", "statement"}, pgx.CopyFromRows(rows)); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `UPDATE replicator.pair SET step = $3, capture = $4, source_system = $5, fingerprint = $6, updated_at = clock_timestamp()
+			WHERE migration = $1 AND pair = $2`, p.id.Migration, p.id.Pair, next.Step, next.Capture, next.SourceSystem, next.Fingerprint)
+		return err
+	})
+}
+
+// Statements reads a stage's statements in order.
+func (p *Pairs) Statements(ctx context.Context, stage string) ([]Statement, error) {
+	rows, err := p.pool.Query(ctx, `SELECT seq, section, type, schema_name, name, statement, done_at IS NOT NULL FROM replicator.ddl
+		WHERE migration = $1 AND pair = $2 AND stage = $3 ORDER BY seq`, p.id.Migration, p.id.Pair, stage)
+	if err != nil {
+		return nil, fmt.Errorf("read the stored schema: %w", err)
+	}
+	out, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Statement])
+	if err != nil {
+		return nil, fmt.Errorf("read the stored schema: %w", err)
+	}
+	return out, nil
+}
+
+// StatementDone notes that a statement has been carried out.
+func (p *Pairs) StatementDone(ctx context.Context, stage string, seq int) error {
+	_, err := p.pool.Exec(ctx, `UPDATE replicator.ddl SET done_at = clock_timestamp() WHERE migration = $1 AND pair = $2 AND stage = $3 AND seq = $4`, p.id.Migration, p.id.Pair, stage, seq)
+	if err != nil {
+		return fmt.Errorf("note a statement of the schema as done: %w", err)
+	}
+	return nil
+}
+
+// Undo is a setting of an object of the application's that was changed, and what it was before.
+type Undo struct {
+	Side, What, Schema, Name, Previous string
+}
+
+// SaveUndo notes what is about to be changed. The first note of an object stands: a repeated change doesn't overwrite it.
+func (p *Pairs) SaveUndo(ctx context.Context, u Undo) error {
+	return p.fenced(ctx, "note what to put back", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO replicator.undo VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING`,
+			p.id.Migration, p.id.Pair, u.Side, u.What, u.Schema, u.Name, u.Previous)
+		return err
+	})
+}
+
+// Undos lists what is to be put back on a side.
+func (p *Pairs) Undos(ctx context.Context, side string) ([]Undo, error) {
+	rows, err := p.pool.Query(ctx, `SELECT side, what, schema_name, name, previous FROM replicator.undo WHERE migration = $1 AND pair = $2 AND side = $3 ORDER BY what, schema_name, name`, p.id.Migration, p.id.Pair, side)
+	if err != nil {
+		return nil, fmt.Errorf("read what to put back: %w", err)
+	}
+	out, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Undo])
+	if err != nil {
+		return nil, fmt.Errorf("read what to put back: %w", err)
+	}
+	return out, nil
+}

@@ -1,0 +1,176 @@
+package state
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"replicator/internal/preflight"
+	"replicator/internal/retry"
+)
+
+// upgrades are the steps from an empty schema to today's. The n-th makes version n+1.
+var upgrades = []string{
+	`
+CREATE TABLE replicator.migration (
+	name text PRIMARY KEY,
+	epoch bigint NOT NULL DEFAULT 0,
+	created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE replicator.migration IS 'One row a migration that touches this database; epoch counts who has taken the lead.';
+CREATE TABLE replicator.pair (
+	migration text NOT NULL,
+	pair text NOT NULL,
+	step text NOT NULL DEFAULT 'new',
+	capture text NOT NULL DEFAULT '',
+	source_system text NOT NULL DEFAULT '',
+	fingerprint text NOT NULL DEFAULT '',
+	updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (migration, pair)
+);
+CREATE TABLE replicator.position (
+	migration text NOT NULL,
+	pair text NOT NULL,
+	direction text NOT NULL,
+	position text NOT NULL,
+	epoch bigint NOT NULL,
+	updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (migration, pair, direction)
+) WITH (fillfactor = 10);
+COMMENT ON TABLE replicator.position IS 'How far this database has applied the other side''s changes; moved in the same transaction as the rows.';
+CREATE TABLE replicator.copy (
+	migration text NOT NULL,
+	pair text NOT NULL,
+	schema_name text NOT NULL,
+	table_name text NOT NULL,
+	state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'copying', 'copied')),
+	snapshot text NOT NULL DEFAULT '',
+	lsn text NOT NULL DEFAULT '0/0',
+	rows bigint NOT NULL DEFAULT 0,
+	bytes bigint NOT NULL DEFAULT 0,
+	started_at timestamptz,
+	finished_at timestamptz,
+	PRIMARY KEY (migration, pair, schema_name, table_name)
+);
+CREATE TABLE replicator.ddl (
+	migration text NOT NULL,
+	pair text NOT NULL,
+	stage text NOT NULL,
+	seq integer NOT NULL,
+	section text NOT NULL,
+	type text NOT NULL,
+	schema_name text NOT NULL,
+	name text NOT NULL,
+	statement text NOT NULL,
+	done_at timestamptz,
+	PRIMARY KEY (migration, pair, stage, seq)
+);
+CREATE TABLE replicator.undo (
+	migration text NOT NULL,
+	pair text NOT NULL,
+	side text NOT NULL,
+	what text NOT NULL,
+	schema_name text NOT NULL,
+	name text NOT NULL,
+	previous text NOT NULL,
+	PRIMARY KEY (migration, pair, side, what, schema_name, name)
+);
+COMMENT ON TABLE replicator.undo IS 'What finish puts back: settings of the application''s own objects that were changed, as they were before.';
+CREATE TABLE replicator.journal (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	migration text NOT NULL,
+	epoch bigint NOT NULL,
+	record text NOT NULL,
+	at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX journal_migration ON replicator.journal (migration, id);
+CREATE TABLE replicator.audit (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	migration text NOT NULL,
+	who text NOT NULL,
+	action text NOT NULL,
+	detail text NOT NULL DEFAULT '',
+	at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE TABLE replicator.published (
+	migration text PRIMARY KEY,
+	epoch bigint NOT NULL,
+	status text NOT NULL,
+	at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE replicator.published IS 'The leader''s status document, for the standbys.';
+CREATE TABLE replicator.request (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	migration text NOT NULL,
+	action text NOT NULL,
+	body text NOT NULL,
+	answer text,
+	at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	answered_at timestamptz
+);
+COMMENT ON TABLE replicator.request IS 'Actions that standbys hand to the leader.';
+CREATE TABLE replicator.heartbeat (
+	id integer PRIMARY KEY,
+	token text NOT NULL,
+	at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE replicator.heartbeat IS 'Rows that the stream carries for itself: heartbeats and fences.';
+`,
+}
+
+// Ensure creates or upgrades schema `replicator`. It is idempotent and safe against another process doing the same.
+func Ensure(ctx context.Context, pool *pgxpool.Pool) error {
+	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('replicator:schema', 0))`); err != nil {
+			return err
+		}
+		for _, sql := range []string{
+			`CREATE SCHEMA IF NOT EXISTS replicator`,
+			`CREATE TABLE IF NOT EXISTS replicator.version (version integer NOT NULL)`,
+			`INSERT INTO replicator.version SELECT 0 WHERE NOT EXISTS (SELECT FROM replicator.version)`,
+		} {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return err
+			}
+		}
+		var version int
+		if err := tx.QueryRow(ctx, `SELECT version FROM replicator.version`).Scan(&version); err != nil {
+			return err
+		}
+		if version > len(upgrades) {
+			return retry.Stop(&preflight.Hinted{Code: "state-newer", Err: fmt.Errorf("schema replicator has version %d, this program knows up to %d", version, len(upgrades)),
+				Hint: "run the program version that made it, or a newer one"})
+		}
+		for _, sql := range upgrades[version:] {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Exec(ctx, `UPDATE replicator.version SET version = $1`, len(upgrades))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("prepare schema replicator: %w", err)
+	}
+	return nil
+}
+
+// Exists tells whether schema `replicator` of this program stands in the database.
+func Exists(ctx context.Context, pool *pgxpool.Pool) (bool, error) {
+	var ok bool
+	err := pool.QueryRow(ctx, `SELECT to_regclass('replicator.migration') IS NOT NULL`).Scan(&ok)
+	if err != nil {
+		return false, fmt.Errorf("look for schema replicator: %w", err)
+	}
+	return ok, nil
+}
+
+// Drop removes schema `replicator` with all that is in it. The gate's triggers must have been removed before.
+func Drop(ctx context.Context, pool *pgxpool.Pool) error {
+	if _, err := pool.Exec(ctx, `DROP SCHEMA IF EXISTS replicator CASCADE`); err != nil {
+		return fmt.Errorf("drop schema replicator: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,185 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"replicator/internal/postgres"
+	"replicator/internal/preflight"
+	"replicator/internal/retry"
+	"replicator/replication"
+)
+
+// ErrDeposed means that another process has taken the lead; this one must stop touching anything.
+var ErrDeposed = errors.New("another replicator process leads this migration now")
+
+func deposed(doing string) error {
+	return retry.Stop(&preflight.Hinted{Code: "deposed", Err: fmt.Errorf("%s: %w", doing, ErrDeposed),
+		Hint: "this process stands down; look at the one that took over"})
+}
+
+// Claim writes the epoch of a new leader into one database, so that no predecessor can move a position there any more. It fails
+// with ErrDeposed where a higher epoch has been written already.
+func Claim(ctx context.Context, pool *pgxpool.Pool, id postgres.Identity) error {
+	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		var epoch int64
+		err := tx.QueryRow(ctx, `INSERT INTO replicator.migration AS m (name, epoch) VALUES ($1, $2)
+			ON CONFLICT (name) DO UPDATE SET epoch = greatest(m.epoch, excluded.epoch) RETURNING epoch`, id.Migration, id.Epoch).Scan(&epoch)
+		if err != nil {
+			return fmt.Errorf("claim the lead of %q: %w", id.Migration, err)
+		}
+		if epoch != id.Epoch {
+			return deposed(fmt.Sprintf("claim the lead of %q with epoch %d, while epoch %d leads", id.Migration, id.Epoch, epoch))
+		}
+		if _, err := tx.Exec(ctx, `UPDATE replicator.position SET epoch = $2 WHERE migration = $1`, id.Migration, id.Epoch); err != nil {
+			return fmt.Errorf("claim the positions of %q: %w", id.Migration, err)
+		}
+		return nil
+	})
+}
+
+// Terminate ends the sessions that earlier epochs of this migration have left on the server. Sessions of other roles, which this one
+// may not end, are left alone: the epoch fences them.
+func Terminate(ctx context.Context, pool *pgxpool.Pool, id postgres.Identity) error {
+	_, err := pool.Exec(ctx, `
+		SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE pid <> pg_backend_pid() AND usename = current_user
+		  AND starts_with(application_name, $1)
+		  AND coalesce(substring(application_name FROM '/e([0-9]+)$')::bigint, 0) BETWEEN 1 AND $2 - 1`,
+		postgres.Identity{Migration: id.Migration}.ApplicationPrefix(), id.Epoch)
+	if err != nil {
+		return fmt.Errorf("end the sessions of the previous leader: %w", err)
+	}
+	return nil
+}
+
+// Position reads how far a direction of a pair has been applied to this database; ok is false if it was never started.
+func Position(ctx context.Context, pool *pgxpool.Pool, id postgres.Identity, direction string) (p replication.Position, ok bool, err error) {
+	err = pool.QueryRow(ctx, `SELECT position FROM replicator.position WHERE migration = $1 AND pair = $2 AND direction = $3`, id.Migration, id.Pair, direction).Scan(&p)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", false, nil
+	}
+	if err != nil {
+		return "", false, fmt.Errorf("read the %s position: %w", direction, err)
+	}
+	return p, true, nil
+}
+
+// StartPosition sets the place from which a direction is to be applied, durably, replacing any earlier one.
+func StartPosition(ctx context.Context, pool *pgxpool.Pool, id postgres.Identity, direction string, p replication.Position) error {
+	tag, err := pool.Exec(ctx, `
+		INSERT INTO replicator.position (migration, pair, direction, position, epoch)
+		SELECT $1, $2, $3, $4, $5 WHERE EXISTS (SELECT FROM replicator.migration WHERE name = $1 AND epoch = $5)
+		ON CONFLICT (migration, pair, direction) DO UPDATE SET position = excluded.position, epoch = excluded.epoch, updated_at = clock_timestamp()`,
+		id.Migration, id.Pair, direction, string(p), id.Epoch)
+	if err != nil {
+		return fmt.Errorf("set the %s position: %w", direction, err)
+	}
+	if tag.RowsAffected() != 1 {
+		return deposed("set the " + direction + " position")
+	}
+	return nil
+}
+
+// ForgetPosition removes a direction's position.
+func ForgetPosition(ctx context.Context, pool *pgxpool.Pool, id postgres.Identity, direction string) error {
+	_, err := pool.Exec(ctx, `DELETE FROM replicator.position WHERE migration = $1 AND pair = $2 AND direction = $3`, id.Migration, id.Pair, direction)
+	if err != nil {
+		return fmt.Errorf("forget the %s position: %w", direction, err)
+	}
+	return nil
+}
+
+// Beat writes the heartbeat row with a token, so that the stream carries a transaction of ours, and returns the write-ahead log
+// position after its commit.
+func Beat(ctx context.Context, pool *pgxpool.Pool, token string) (lsn string, err error) {
+	_, err = pool.Exec(ctx, `INSERT INTO replicator.heartbeat (id, token) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET token = excluded.token, at = clock_timestamp()`, token)
+	if err == nil {
+		err = pool.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&lsn)
+	}
+	if err != nil {
+		return "", fmt.Errorf("write a heartbeat: %w", err)
+	}
+	return lsn, nil
+}
+
+// Lead is the held lead of a migration.
+type Lead struct {
+	Epoch int64
+	conn  *pgx.Conn
+}
+
+// TakeLead waits until no other process leads the migration, then increments the epoch on this database. waiting, if not nil, is called
+// once when the lead is held by another.
+func TakeLead(ctx context.Context, url, migration string, waiting func()) (*Lead, error) {
+	conn, err := postgres.Connect(ctx, url, postgres.Identity{Migration: migration, Pair: "-"}, "lead")
+	if err != nil {
+		return nil, err
+	}
+	lead := &Lead{conn: conn}
+	if err := lead.take(ctx, migration, waiting); err != nil {
+		lead.Release(ctx)
+		return nil, err
+	}
+	return lead, nil
+}
+
+func (l *Lead) take(ctx context.Context, migration string, waiting func()) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		var got bool
+		if err := l.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock(hashtextextended('replicator:lead:' || $1, 0))`, migration).Scan(&got); err != nil {
+			return fmt.Errorf("take the lead of %q: %w", migration, err)
+		}
+		if got {
+			break
+		}
+		if waiting != nil {
+			waiting()
+			waiting = nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	err := l.conn.QueryRow(ctx, `INSERT INTO replicator.migration AS m (name, epoch) VALUES ($1, 1)
+		ON CONFLICT (name) DO UPDATE SET epoch = m.epoch + 1 RETURNING epoch`, migration).Scan(&l.Epoch)
+	if err != nil {
+		return fmt.Errorf("take the lead of %q: %w", migration, err)
+	}
+	return nil
+}
+
+// Watch returns when the lead is lost: its session broke. It returns ctx's error when ctx ends first.
+func (l *Lead) Watch(ctx context.Context) error {
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		check, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := l.conn.Ping(check)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			return fmt.Errorf("hold the lead: %w", err)
+		}
+	}
+}
+
+// Release gives the lead up at once.
+func (l *Lead) Release(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_ = l.conn.Close(ctx)
+}
