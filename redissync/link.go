@@ -1,0 +1,265 @@
+package redissync
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	dialTimeout = 10 * time.Second
+	ioTimeout   = 30 * time.Second
+)
+
+// link is one connection to one server, used by one goroutine at a time. After any error other than a reply it is closed.
+type link struct {
+	conn net.Conn
+	in   *reader
+	out  []byte
+	db   int
+	dead bool
+}
+
+// command is one command with its arguments.
+type command []string
+
+// dial connects, authenticates and names the connection. With resp3 it also switches the protocol, which pushes need.
+func dial(ctx context.Context, e endpoint, name string, resp3 bool) (*link, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	d := net.Dialer{KeepAlive: 15 * time.Second}
+	conn, err := d.DialContext(ctx, "tcp", e.address)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", e.address, err)
+	}
+	if e.tls != nil {
+		tc := tls.Client(conn, e.tls)
+		if err := tc.HandshakeContext(ctx); err != nil {
+			conn.Close()
+			return nil, fmt.Errorf("TLS handshake with %s: %w", e.address, err)
+		}
+		conn = tc
+	}
+	l := &link{conn: conn, in: newReader(conn)}
+	if err := l.greet(ctx, e, name, resp3); err != nil {
+		l.close()
+		return nil, fmt.Errorf("open a session on %s: %w", e.address, err)
+	}
+	return l, nil
+}
+
+func (l *link) greet(ctx context.Context, e endpoint, name string, resp3 bool) error {
+	var cmds []command
+	if e.password != "" {
+		if e.user != "" {
+			cmds = append(cmds, command{"AUTH", e.user, e.password})
+		} else {
+			cmds = append(cmds, command{"AUTH", e.password})
+		}
+	}
+	if resp3 {
+		cmds = append(cmds, command{"HELLO", "3"})
+	}
+	if name != "" {
+		cmds = append(cmds, command{"CLIENT", "SETNAME", name})
+	}
+	cmds = append(cmds, command{"PING"})
+	vs, err := l.pipe(ctx, cmds)
+	if err != nil {
+		return err
+	}
+	for i, v := range vs {
+		if err := v.err(); err != nil && cmds[i][0] != "CLIENT" { // a session without a name still works; check names it
+			return fmt.Errorf("%s: %w", cmds[i][0], err)
+		}
+	}
+	// Keys that are only read for copying should not look recently used (Redis 7.2+); older servers refuse the word, harmlessly.
+	_, err = l.pipe(ctx, []command{{"CLIENT", "NO-TOUCH", "ON"}})
+	return err
+}
+
+func (l *link) close() {
+	if !l.dead {
+		l.dead = true
+		l.conn.Close()
+	}
+}
+
+// bound ties the connection's deadline to ctx for one exchange; the returned function ends that.
+func (l *link) bound(ctx context.Context, limit time.Duration) func() bool {
+	deadline := time.Now().Add(limit)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	l.conn.SetDeadline(deadline)
+	return context.AfterFunc(ctx, func() { l.conn.SetDeadline(time.Unix(1, 0)) })
+}
+
+// pipe sends all commands at once and returns one reply for each. Error replies are values; an error means the link is closed.
+func (l *link) pipe(ctx context.Context, cmds []command) ([]value, error) {
+	if l.dead {
+		return nil, net.ErrClosed
+	}
+	stop := l.bound(ctx, ioTimeout)
+	defer stop()
+	l.out = l.out[:0]
+	for _, c := range cmds {
+		l.out = appendCommand(l.out, c)
+	}
+	written := make(chan error, 1)
+	if len(l.out) > 32<<10 { // a server whose output we don't read stops reading our input: write and read at once
+		go func() { _, err := l.conn.Write(l.out); written <- err }()
+	} else {
+		_, err := l.conn.Write(l.out)
+		written <- err
+	}
+	vs := make([]value, len(cmds))
+	var err error
+	for i := range vs {
+		if vs[i], err = l.in.read(); err != nil {
+			break
+		}
+		if vs[i].kind == kindPush {
+			err = errors.New("read reply: unexpected push")
+			break
+		}
+	}
+	if err != nil {
+		l.close()
+	}
+	if werr := <-written; err == nil && werr != nil {
+		l.close()
+		err = werr
+	}
+	if cap(l.out) > 1<<20 {
+		l.out = nil
+	}
+	if err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, fmt.Errorf("talk to %s: %w", l.conn.RemoteAddr(), err)
+	}
+	return vs, nil
+}
+
+// do runs one command; an error reply is an error.
+func (l *link) do(ctx context.Context, args ...string) (value, error) {
+	vs, err := l.pipe(ctx, []command{args})
+	if err != nil {
+		return value{}, err
+	}
+	if err := vs[0].err(); err != nil {
+		word := args[0]
+		if len(args) > 1 && (word == "CLIENT" || word == "CONFIG" || word == "FUNCTION") {
+			word += " " + args[1]
+		}
+		return value{}, fmt.Errorf("%s: %w", word, err)
+	}
+	return vs[0], nil
+}
+
+// unit is the commands of one key, run in order on the node that holds it.
+type unit struct {
+	key  string
+	cmds []command
+}
+
+// session runs units on one side, in any database, opening its link when needed. One goroutine at a time.
+type session struct {
+	endpoint endpoint
+	name     string
+	link     *link
+}
+
+// exec pipelines the units in database db and returns each one's replies in order.
+func (s *session) exec(ctx context.Context, db int, units []unit) ([][]value, error) {
+	l, err := s.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var cmds []command
+	if l.db != db {
+		cmds = append(cmds, command{"SELECT", strconv.Itoa(db)})
+	}
+	for _, u := range units {
+		cmds = append(cmds, u.cmds...)
+	}
+	vs, err := l.pipe(ctx, cmds)
+	if err != nil {
+		return nil, err
+	}
+	if l.db != db {
+		if err := vs[0].err(); err != nil {
+			// The commands behind it ran in the wrong database; so nothing that writes is ever sent before the select is known.
+			return nil, fmt.Errorf("select database %d: %w", db, err)
+		}
+		l.db, vs = db, vs[1:]
+	}
+	out := make([][]value, len(units))
+	for i, u := range units {
+		out[i], vs = vs[:len(u.cmds)], vs[len(u.cmds):]
+	}
+	return out, nil
+}
+
+// enter selects db before anything that writes is sent.
+func (s *session) enter(ctx context.Context, db int) error {
+	l, err := s.open(ctx)
+	if err != nil || l.db == db {
+		return err
+	}
+	if _, err := l.do(ctx, "SELECT", strconv.Itoa(db)); err != nil {
+		return err
+	}
+	l.db = db
+	return nil
+}
+
+// do runs one command that concerns the whole server.
+func (s *session) do(ctx context.Context, args ...string) (value, error) {
+	l, err := s.open(ctx)
+	if err != nil {
+		return value{}, err
+	}
+	return l.do(ctx, args...)
+}
+
+func (s *session) open(ctx context.Context) (*link, error) {
+	if s.link != nil && !s.link.dead {
+		return s.link, nil
+	}
+	l, err := dial(ctx, s.endpoint, s.name, false)
+	if err != nil {
+		return nil, err
+	}
+	s.link = l
+	return l, nil
+}
+
+func (s *session) close() {
+	if s.link != nil {
+		s.link.close()
+		s.link = nil
+	}
+}
+
+// isAuth tells whether an error means that the server refuses who we are, which trying again can't mend.
+func isAuth(err error) bool {
+	var r replyError
+	if !errors.As(err, &r) {
+		return false
+	}
+	for _, p := range []string{"WRONGPASS", "NOAUTH", "ERR invalid password", "ERR AUTH", "ERR Client sent AUTH"} {
+		if strings.HasPrefix(string(r), p) {
+			return true
+		}
+	}
+	return false
+}

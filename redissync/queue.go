@@ -1,0 +1,351 @@
+package redissync
+
+import (
+	"container/list"
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// keyID names a key of a server.
+type keyID struct {
+	db  int
+	key string
+}
+
+// entry is one thing that the destination doesn't have yet: a dirty key, names whose database is still to be found out (names
+// set), or a reconcile that has to run (neither).
+type entry struct {
+	id      keyID
+	names   map[string]struct{}
+	dbs     []int // the databases that the names are marked in already
+	seq     uint64
+	since   time.Time
+	blocked bool // the same key is in flight: taken only when that copy has ended
+	element *list.Element
+}
+
+// queue is the deduplicating set of what is dirty, in order of first marking. Marking never blocks and its memory grows with the
+// number of distinct names only. A key is in one worker's hands at a time; marked again meanwhile, it comes back after.
+// All methods may be called concurrently.
+type queue struct {
+	mu       sync.Mutex
+	changed  chan struct{} // closed and replaced whenever something can be taken or has been done
+	order    *list.List    // every pending *entry by seq
+	ready    []*entry      // takeable keys, oldest first
+	waiting  map[keyID]*entry
+	inFlight map[keyID]*entry
+	delayed  map[*entry]time.Time
+	rest     map[keyID]time.Time // keys that cost much: not before
+	holds    map[*entry]struct{}
+	open     *entry // the batch of unresolved names that still takes more
+	resolve  []*entry
+	seq      uint64
+	hurry    bool // freeze: no debouncing
+}
+
+func newQueue() *queue {
+	return &queue{
+		changed: make(chan struct{}), order: list.New(), waiting: map[keyID]*entry{}, inFlight: map[keyID]*entry{},
+		delayed: map[*entry]time.Time{}, rest: map[keyID]time.Time{}, holds: map[*entry]struct{}{},
+	}
+}
+
+func (q *queue) wake() {
+	close(q.changed)
+	q.changed = make(chan struct{})
+}
+
+func (q *queue) add(e *entry, since time.Time) {
+	q.seq++
+	e.seq, e.since = q.seq, since
+	e.element = q.order.PushBack(e)
+}
+
+// mark notes keys as dirty.
+func (q *queue) mark(ids ...keyID) {
+	now := time.Now()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, id := range ids {
+		q.markLocked(id, now)
+	}
+	q.wake()
+}
+
+func (q *queue) markLocked(id keyID, now time.Time) {
+	if q.waiting[id] != nil {
+		return
+	}
+	e := &entry{id: id}
+	q.add(e, now)
+	q.waiting[id] = e
+	if q.inFlight[id] != nil {
+		e.blocked = true
+		return
+	}
+	q.release(e, now)
+}
+
+// release makes a key takeable, now or after its rest.
+func (q *queue) release(e *entry, now time.Time) {
+	e.blocked = false
+	if until, ok := q.rest[e.id]; ok {
+		if !q.hurry && until.After(now) {
+			q.delayed[e] = until
+			return
+		}
+		delete(q.rest, e.id)
+	}
+	q.ready = append(q.ready, e)
+}
+
+// markName notes a name as dirty in each of the given databases, and as still to be looked for in databases that are not known yet.
+func (q *queue) markName(names []string, dbs []int) {
+	now := time.Now()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, n := range names {
+		for _, db := range dbs {
+			q.markLocked(keyID{db, n}, now)
+		}
+		if q.open == nil {
+			q.open = &entry{names: map[string]struct{}{}, dbs: dbs}
+			q.add(q.open, now)
+			q.resolve = append(q.resolve, q.open)
+		}
+		q.open.names[n] = struct{}{}
+	}
+	q.wake()
+}
+
+// unresolved takes the next batch of names whose databases are to be found out, nil if there is none.
+func (q *queue) unresolved() *entry {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.resolve) == 0 {
+		return nil
+	}
+	e := q.resolve[0]
+	q.resolve = q.resolve[1:]
+	if q.open == e {
+		q.open = nil
+	}
+	return e
+}
+
+// resolved ends a batch: its names are dirty in dbs, databases that had not been known.
+func (q *queue) resolved(e *entry, dbs []int) {
+	now := time.Now()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for n := range e.names {
+		for _, db := range dbs {
+			q.markLocked(keyID{db, n}, now)
+		}
+	}
+	q.order.Remove(e.element)
+	q.wake()
+}
+
+// unresolve puts a batch back that could not be looked up.
+func (q *queue) unresolve(e *entry) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.resolve = append([]*entry{e}, q.resolve...)
+	q.wake()
+}
+
+// hold adds a pending reconcile, as old as since; it counts as pending until drop.
+func (q *queue) hold(since time.Time) *entry {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	e := &entry{}
+	q.add(e, since)
+	q.holds[e] = struct{}{}
+	q.wake()
+	return e
+}
+
+func (q *queue) drop(e *entry) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.order.Remove(e.element)
+	delete(q.holds, e)
+	q.wake()
+}
+
+// take hands out up to n dirty keys, waiting for the first. They are in the caller's hands until done or back.
+func (q *queue) take(ctx context.Context, n int) ([]*entry, error) {
+	for {
+		q.mu.Lock()
+		now := time.Now()
+		var next time.Time
+		for e, until := range q.delayed {
+			if !until.After(now) {
+				delete(q.delayed, e)
+				delete(q.rest, e.id)
+				q.ready = append(q.ready, e)
+			} else if next.IsZero() || until.Before(next) {
+				next = until
+			}
+		}
+		var batch []*entry
+		kept := 0
+		for kept < len(q.ready) && len(batch) < n {
+			e := q.ready[kept]
+			kept++
+			batch = append(batch, e)
+			delete(q.waiting, e.id)
+			q.inFlight[e.id] = e
+		}
+		q.ready = q.ready[kept:]
+		changed := q.changed
+		q.mu.Unlock()
+		if len(batch) > 0 {
+			return batch, nil
+		}
+		var timer <-chan time.Time
+		if !next.IsZero() {
+			timer = time.After(time.Until(next))
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-changed:
+		case <-timer:
+		}
+	}
+}
+
+// done ends the copying of a key that is now on the destination as it was when it was read. A rest above zero keeps a key that
+// costs much from being copied again before it is over.
+func (q *queue) done(e *entry, rest time.Duration) {
+	now := time.Now()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.inFlight, e.id)
+	q.order.Remove(e.element)
+	if rest > 0 {
+		q.rest[e.id] = now.Add(rest)
+		if len(q.rest) > 4096 {
+			for id, until := range q.rest {
+				if until.Before(now) {
+					delete(q.rest, id)
+				}
+			}
+		}
+	}
+	if again := q.waiting[e.id]; again != nil && again.blocked {
+		q.release(again, now)
+	}
+	q.wake()
+}
+
+// back returns keys that could not be copied, each to its place in the order; they are not taken again before wait has passed.
+func (q *queue) back(batch []*entry, wait time.Duration) {
+	until := time.Now().Add(wait)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var again []*entry
+	for _, e := range batch {
+		if q.inFlight[e.id] != e {
+			continue // done already
+		}
+		delete(q.inFlight, e.id)
+		if w := q.waiting[e.id]; w != nil { // marked meanwhile: the older mark stands for both
+			q.order.Remove(w.element)
+			delete(q.delayed, w)
+		}
+		q.waiting[e.id] = e
+		if wait > 0 {
+			q.delayed[e] = until
+		} else {
+			again = append(again, e)
+		}
+	}
+	q.ready = append(again, q.ready...)
+	q.wake()
+}
+
+// rush switches debouncing off (or on again), as a drain wants it.
+func (q *queue) rush(on bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.hurry = on
+	if on {
+		now := time.Now()
+		for e := range q.delayed {
+			q.delayed[e] = now
+		}
+	}
+	q.wake()
+}
+
+// state is a reading of the queue.
+type state struct {
+	pending int       // keys and reconciles that the destination lacks
+	oldest  time.Time // since when; zero if nothing is pending
+	first   uint64    // the lowest pending sequence number; 0 if nothing is pending
+	last    uint64    // the last sequence number given
+	changed <-chan struct{}
+}
+
+func (q *queue) state() state {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	s := state{last: q.seq, pending: len(q.waiting) + len(q.inFlight), changed: q.changed}
+	if el := q.order.Front(); el != nil {
+		e := el.Value.(*entry)
+		s.first, s.oldest = e.seq, e.since
+		for h := range q.holds {
+			if h.since.Before(s.oldest) {
+				s.oldest = h.since
+			}
+		}
+		s.pending = max(s.pending, 1)
+	}
+	return s
+}
+
+// await waits until nothing marked up to sequence number seq is pending.
+func (q *queue) await(ctx context.Context, seq uint64) error {
+	for {
+		s := q.state()
+		if s.first == 0 || s.first > seq {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.changed:
+		}
+	}
+}
+
+// room waits until fewer than n keys are pending, so that a scan never runs far ahead of the copying.
+func (q *queue) room(ctx context.Context, n int) error {
+	for {
+		q.mu.Lock()
+		pending, changed := len(q.waiting)+len(q.inFlight), q.changed
+		q.mu.Unlock()
+		if pending < n {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+func sortedInts(m map[int]struct{}) []int {
+	out := make([]int, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
