@@ -113,6 +113,9 @@ func (s *Server) running() *process {
 
 // end sends the signal and escalates to immediate shutdown when ctx ends, and to SIGKILL 10 s later.
 func (s *Server) end(ctx context.Context, signal syscall.Signal) error {
+	if s.ownSocket {
+		defer os.RemoveAll(s.socketDir)
+	}
 	p := s.running()
 	if p == nil {
 		return nil
@@ -145,6 +148,12 @@ func (s *Server) spawn(ctx context.Context) error {
 	info, err := log.Stat()
 	if err != nil {
 		return fmt.Errorf("look at the server's log: %w", err)
+	}
+	if err := os.MkdirAll(s.socketDir, 0o755); err != nil {
+		return fmt.Errorf("make the socket's directory: %w", err)
+	}
+	if err := s.as.give(s.socketDir); err != nil {
+		return err
 	}
 	cmd := exec.Command(filepath.Join(s.BinDir(), "postgres"), "-D", s.DataDir(), "-p", strconv.Itoa(s.port))
 	cmd.Dir = "/"

@@ -54,6 +54,7 @@ type Server struct {
 	install   string
 	dir       string
 	socketDir string
+	ownSocket bool // socketDir lies outside dir and goes when the server ends
 	port      int
 	tls       bool
 	as        account
@@ -150,12 +151,10 @@ func (s *Server) makeSocketDir() error {
 		if err != nil {
 			return err
 		}
-		dir = short
-	} else if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
+		dir, s.ownSocket = short, true
 	}
 	s.socketDir = dir
-	return s.as.give(dir)
+	return nil
 }
 
 // startOnFreePort chooses ports until one works: between our look and the server's bind another process may take it.

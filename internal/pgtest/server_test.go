@@ -135,6 +135,9 @@ func TestServersStartedAtOnceDoNotCollide(t *testing.T) {
 				if err := s.Stop(context.Background()); err != nil {
 					t.Errorf("stop: %v", err)
 				}
+				if _, err := os.Stat(s.SocketDir()); err == nil {
+					t.Errorf("the socket's directory %s is left", s.SocketDir())
+				}
 			})
 		})
 	}
