@@ -61,13 +61,15 @@ func (e *BlockedError) Unwrap() error { return e.Cause }
 // holdersSQL lists who holds a lock under which a write may be going on. A lock's mode counts by itself, not by its strength: INSERT,
 // UPDATE, DELETE and COPY always take ROW EXCLUSIVE (3rd), TRUNCATE ACCESS EXCLUSIVE. SHARE UPDATE EXCLUSIVE and SHARE are left out: they
 // are VACUUM, ANALYZE and CREATE INDEX, which change no rows and can run for hours; a transaction that also writes is
-// found by its other lock. pg_locks shows fast-path locks and those of prepared transactions (pid NULL, virtualtransaction
-// -1/XID). Sessions of our own pass the gate by token or replica role, so they are no reason to wait; the name alone isn't
+// found by its other lock. pg_locks shows fast-path locks and those of prepared transactions (pid NULL; they also hold
+// a lock on their own transaction id, which leads to the name). Sessions of our own pass the gate by token or replica role, so they are no reason to wait; the name alone isn't
 // trusted, the role must be ours too.
 const holdersSQL = `
-WITH held AS MATERIALIZED (
+WITH locks AS MATERIALIZED (
+  SELECT locktype, database, relation, transactionid, virtualtransaction, pid, mode, granted FROM pg_catalog.pg_locks),
+held AS MATERIALIZED (
   SELECT l.pid, l.virtualtransaction AS virtual, l.relation
-  FROM pg_catalog.pg_locks l
+  FROM locks l
   WHERE l.locktype = 'relation' AND l.granted
     AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
     AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
@@ -79,7 +81,8 @@ FROM held h
 JOIN pg_catalog.pg_class c ON c.oid = h.relation
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = h.pid
-LEFT JOIN pg_catalog.pg_prepared_xacts x ON h.pid IS NULL AND x.transaction::text = split_part(h.virtual, '/', 2)
+LEFT JOIN locks xl ON h.pid IS NULL AND xl.pid IS NULL AND xl.locktype = 'transactionid' AND xl.virtualtransaction = h.virtual
+LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.transaction = xl.transactionid
 WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
               JOIN pg_catalog.pg_namespace pn ON pn.oid = p.pronamespace
               WHERE t.tgrelid = h.relation AND pn.nspname = 'replicator' AND p.proname = 'gate')
