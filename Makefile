@@ -1,0 +1,63 @@
+# Everything that is done with this source tree. `make demo` and `make test` are all that a newcomer needs; both install what they
+# lack. Tools land in .tools (REPLICATOR_TOOLS_DIR), Debian packages in the system.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export REPLICATOR_TOOLS_DIR ?= $(CURDIR)/.tools
+TOOLS := $(REPLICATOR_TOOLS_DIR)/bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+# Packages tested at once. Two leaves a machine of two cores busy but not thrashing: every package starts servers of its own.
+PARALLEL ?= 2
+# One package's bound, so that a hang is named by a stack trace within make test's 12 minutes.
+TEST_TIMEOUT ?= 9m
+SOAK_TIMEOUT ?= 6h
+PACKAGES ?= ./...
+
+.PHONY: help
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\n  ARGS=... goes to the demo (make demo ARGS=--auto), PACKAGES=./cutover/... narrows test and soak, RUN=Name too.\n'
+
+.PHONY: build
+build: ## build bin/replicator
+	@CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/replicator ./cmd/replicator
+
+.PHONY: demo
+demo: ## run the demo: a live shop moved from one pair of servers to another (ARGS=--auto for the whole road)
+	@scripts/install-tools pg redis
+	@$(MAKE) --no-print-directory build
+	@bin/replicator demo $(ARGS)
+
+.PHONY: test
+test: ## run every test on real servers with the race detector, at most 12 minutes
+	@scripts/install-tools pg redis versions prometheus gotestsum
+	@timeout --kill-after=30s 12m $(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg -- \
+		-race -p $(PARALLEL) -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(PACKAGES)
+
+.PHONY: soak
+soak: ## run the long tests in full: every seed, every version pair (hours)
+	@scripts/install-tools pg redis versions prometheus gotestsum
+	@REPLICATOR_SOAK=1 $(TOOLS)/gotestsum --format standard-verbose -- \
+		-p 1 -count 1 -timeout $(SOAK_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(PACKAGES)
+
+.PHONY: lint
+lint: ## check formatting, go vet, the linters and the import arrows
+	@scripts/install-tools lint
+	@$(TOOLS)/golangci-lint run
+
+.PHONY: fmt
+fmt: ## format all Go code
+	@scripts/install-tools lint
+	@$(TOOLS)/golangci-lint fmt
+
+.PHONY: charts
+charts: ## check the Helm chart, the alert rules and the dashboard
+	@scripts/install-tools charts prometheus
+	@scripts/check-charts
+
+.PHONY: clean
+clean: ## remove what was built, but not the tools
+	@rm -rf bin
