@@ -197,11 +197,12 @@ func TestOldSnapshotsMeetTheArmedGate(t *testing.T) {
 		// Renewed and shortened from within the snapshot's life: the session reads the deadline of now.
 		mustExec(t, app, begin)
 		mustExec(t, app, `SELECT 1`)
-		f.arm(t, "x", 50*time.Millisecond)
+		f.arm(t, "x", 200*time.Millisecond)
+		over := time.Now().Add(210 * time.Millisecond)
 		f.arm(t, "x", time.Minute)
 		eventually(t, "the first deadline is over", func() bool {
 			var past bool
-			err := f.pool.QueryRow(t.Context(), `SELECT clock_timestamp() > $1`, time.Now().Add(-time.Millisecond)).Scan(&past)
+			err := f.pool.QueryRow(t.Context(), `SELECT clock_timestamp() > $1`, over).Scan(&past)
 			return err == nil && past
 		})
 		wantRefused(t, app, warm)
