@@ -18,7 +18,9 @@ type Journal struct {
 }
 
 // NewJournal returns the journal of the migration that id names, for the leader with id's epoch.
-func NewJournal(pool *pgxpool.Pool, id postgres.Identity) *Journal { return &Journal{pool: pool, id: id} }
+func NewJournal(pool *pgxpool.Pool, id postgres.Identity) *Journal {
+	return &Journal{pool: pool, id: id}
+}
 
 // Load returns the newest record, nil if there is none.
 func (j *Journal) Load(ctx context.Context) ([]byte, error) {

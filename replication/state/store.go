@@ -15,16 +15,13 @@ import (
 	"replicator/replication"
 )
 
-// ErrDeposed means that another process has taken the lead; this one must stop touching anything.
-var ErrDeposed = errors.New("another replicator process leads this migration now")
-
 func deposed(doing string) error {
-	return retry.Stop(&preflight.Hinted{Code: "deposed", Err: fmt.Errorf("%s: %w", doing, ErrDeposed),
+	return retry.Stop(&preflight.Hinted{Code: "deposed", Err: fmt.Errorf("%s: %w", doing, replication.ErrDeposed),
 		Hint: "this process stands down; look at the one that took over"})
 }
 
 // Claim writes the epoch of a new leader into one database, so that no predecessor can move a position there any more. It fails
-// with ErrDeposed where a higher epoch has been written already.
+// with replication.ErrDeposed where a higher epoch has been written already.
 func Claim(ctx context.Context, pool *pgxpool.Pool, id postgres.Identity) error {
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		var epoch int64

@@ -1,0 +1,128 @@
+package apply
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"replicator/internal/preflight"
+	"replicator/internal/retry"
+	"replicator/replication"
+)
+
+// target is a table of the destination, as its catalog describes it.
+type target struct {
+	name    replication.TableName
+	columns []targetColumn
+	// key names the columns of a unique, immediate, complete index over NOT NULL columns, the primary key first; nil if none.
+	key []string
+}
+
+type targetColumn struct {
+	name string
+	// cast is the type without modifiers, as SQL; typ the whole type as people read it.
+	cast, typ string
+	// equals is the type's equality operator as SQL, schema included.
+	equals    string
+	generated bool
+	always    bool // GENERATED ALWAYS AS IDENTITY
+	required  bool // NOT NULL without default
+}
+
+const columnsSQL = `
+SELECT a.attname::text, format_type(a.atttypid, -1), format_type(a.atttypid, a.atttypmod),
+       coalesce((SELECT quote_ident(n.nspname) FROM pg_type b JOIN pg_operator o ON o.oprleft = b.oid AND o.oprright = b.oid AND o.oprname = '='
+                 JOIN pg_namespace n ON n.oid = o.oprnamespace
+                 WHERE b.oid = coalesce(nullif(t.typbasetype, 0), t.oid) AND b.typtype = 'b' LIMIT 1), 'pg_catalog'),
+       a.attgenerated <> '', a.attidentity = 'a', a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`
+
+const keySQL = `
+SELECT (SELECT array_agg(a.attname::text ORDER BY k.ord) FROM unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY k(att, ord)
+        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.att)
+FROM pg_index i
+WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+  AND NOT EXISTS (SELECT FROM unnest(i.indkey[0:i.indnkeyatts - 1]) k(att) JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.att WHERE NOT a.attnotnull)
+ORDER BY i.indisprimary DESC, i.indisreplident DESC, i.indnkeyatts, i.indexrelid LIMIT 1`
+
+func readTarget(ctx context.Context, conn *pgx.Conn, name replication.TableName) (*target, error) {
+	t := &target{name: name}
+	rows, err := conn.Query(ctx, columnsSQL, name.Quoted())
+	if err != nil {
+		return nil, fmt.Errorf("read the columns of %s: %w", name, err)
+	}
+	t.columns, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (c targetColumn, err error) {
+		var operators string
+		err = r.Scan(&c.name, &c.cast, &c.typ, &operators, &c.generated, &c.always, &c.required)
+		c.equals = "OPERATOR(" + operators + ".=)"
+		return c, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the columns of %s: %w", name, err)
+	}
+	if len(t.columns) == 0 {
+		return nil, drift(name, "the table does not exist on the destination", fmt.Sprintf("create it there as it is on the origin (pg_dump --schema-only --table=%s)", shellQuote(name.Quoted())))
+	}
+	rows, err = conn.Query(ctx, keySQL, name.Quoted())
+	if err != nil {
+		return nil, fmt.Errorf("read the key of %s: %w", name, err)
+	}
+	keys, err := pgx.CollectRows(rows, pgx.RowTo[[]string])
+	if err != nil {
+		return nil, fmt.Errorf("read the key of %s: %w", name, err)
+	}
+	if len(keys) > 0 {
+		t.key = keys[0]
+	}
+	return t, nil
+}
+
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// drift is the error of a destination table that no longer fits the stream. It is not permanent: once the statement has been
+// carried out, the pair goes on where it stopped.
+func drift(table replication.TableName, what, statement string) error {
+	return retry.Stop(&preflight.Hinted{Code: "schema-drift", Err: fmt.Errorf("table %s has drifted: %s", table, what),
+		Hint: "nothing is lost and the pair waits; on the destination: " + statement})
+}
+
+// checkDrift compares what the stream says of the table with the destination's catalog. types are the stream's columns' types as the
+// origin names them.
+func checkDrift(r *replication.Relation, t *target, types []string) error {
+	have := make(map[string]*targetColumn, len(t.columns))
+	for i := range t.columns {
+		have[t.columns[i].name] = &t.columns[i]
+	}
+	table := "ALTER TABLE " + r.Name.Quoted() + " "
+	streamed := make(map[string]bool, len(r.Columns))
+	for i, c := range r.Columns {
+		streamed[c.Name] = true
+		tc := have[c.Name]
+		switch {
+		case tc == nil:
+			return drift(r.Name, fmt.Sprintf("column %q (%s) exists only on the origin", c.Name, types[i]), table+"ADD COLUMN "+replication.QuoteIdent(c.Name)+" "+types[i]+";")
+		case tc.generated:
+			return drift(r.Name, fmt.Sprintf("column %q is generated only on the destination", c.Name), table+"ALTER COLUMN "+replication.QuoteIdent(c.Name)+" DROP EXPRESSION;")
+		case !sameType(tc.typ, types[i]):
+			return drift(r.Name, fmt.Sprintf("column %q is %s on the origin and %s on the destination", c.Name, types[i], tc.typ), table+"ALTER COLUMN "+replication.QuoteIdent(c.Name)+" TYPE "+types[i]+";")
+		}
+	}
+	for _, c := range t.columns {
+		if !streamed[c.name] && !c.generated {
+			return drift(r.Name, fmt.Sprintf("column %q exists only on the destination", c.name), table+"DROP COLUMN "+replication.QuoteIdent(c.name)+";")
+		}
+	}
+	return nil
+}
+
+// sameType compares two spellings of a type; on older Heroku databases the types of extensions live in schema heroku_ext.
+func sameType(a, b string) bool {
+	bare := func(s string) string {
+		s = strings.TrimPrefix(s, "heroku_ext.")
+		return strings.TrimPrefix(s, "public.")
+	}
+	return a == b || (strings.Contains(a+b, "heroku_ext.") && bare(a) == bare(b))
+}

@@ -1,0 +1,214 @@
+package apply
+
+import (
+	"fmt"
+	"strings"
+
+	"replicator/replication"
+)
+
+// plan is how the changes of one described relation are carried out on its target table. Columns are indexes into rel.Columns.
+type plan struct {
+	rel     *replication.Relation
+	columns []targetColumn // one a column of rel
+	key     []int          // columns that identify a row; empty: the whole row does
+	isKey   []bool
+	always  bool // some column is GENERATED ALWAYS AS IDENTITY
+	table   string
+	byName  map[string]int
+}
+
+func newPlan(r *replication.Relation, t *target) *plan {
+	p := &plan{rel: r, table: t.name.Quoted(), byName: map[string]int{}, isKey: make([]bool, len(r.Columns)), columns: make([]targetColumn, len(r.Columns))}
+	for i, c := range r.Columns {
+		p.byName[c.Name] = i
+	}
+	for _, c := range t.columns {
+		if i, ok := p.byName[c.name]; ok {
+			p.columns[i] = c
+			p.always = p.always || c.always
+		}
+	}
+	if r.ReplicaIdentity == replication.IdentityFull {
+		for _, name := range t.key {
+			i, ok := p.byName[name]
+			if !ok {
+				p.key = nil
+				break
+			}
+			p.key = append(p.key, i)
+		}
+	} else {
+		for i, c := range r.Columns {
+			if c.Key {
+				p.key = append(p.key, i)
+			}
+		}
+	}
+	for _, i := range p.key {
+		p.isKey[i] = true
+	}
+	return p
+}
+
+func quote(s string) string { return replication.QuoteIdent(s) }
+
+// unnest returns FROM-clause text for text arrays $1…$n under the alias u(c0, c1, …).
+func unnest(n int) string {
+	var args, names strings.Builder
+	for i := range n {
+		if i > 0 {
+			args.WriteString(", ")
+			names.WriteString(", ")
+		}
+		fmt.Fprintf(&args, "$%d::text[]", i+1)
+		fmt.Fprintf(&names, "c%d", i)
+	}
+	return "unnest(" + args.String() + ") AS u(" + names.String() + ")"
+}
+
+// where joins the table t with the first columns of u by key.
+func (p *plan) where() string {
+	var b strings.Builder
+	for n, i := range p.key {
+		if n > 0 {
+			b.WriteString(" AND ")
+		}
+		fmt.Fprintf(&b, "t.%s %s u.c%d::%s", quote(p.columns[i].name), p.columns[i].equals, n, p.columns[i].cast)
+	}
+	return b.String()
+}
+
+// deleteSet takes the key columns' arrays.
+func (p *plan) deleteSet() (sql string, columns []int) {
+	return "DELETE FROM ONLY " + p.table + " t USING " + unnest(len(p.key)) + " WHERE " + p.where(), p.key
+}
+
+// insertSet takes all columns' arrays.
+func (p *plan) insertSet() (sql string, columns []int) {
+	var names, values strings.Builder
+	for i, c := range p.columns {
+		if i > 0 {
+			names.WriteString(", ")
+			values.WriteString(", ")
+		}
+		names.WriteString(quote(c.name))
+		fmt.Fprintf(&values, "u.c%d::%s", i, c.cast)
+		columns = append(columns, i)
+	}
+	return "INSERT INTO " + p.table + " (" + names.String() + ") OVERRIDING SYSTEM VALUE SELECT " + values.String() + " FROM " + unnest(len(columns)), columns
+}
+
+// updateSet takes the key columns' arrays and then those of the columns that are set. Unchanged columns are left alone. A GENERATED
+// ALWAYS identity column can't be set; it must hold its new value already, or the row isn't hit and the batch goes the slow way.
+func (p *plan) updateSet(unchanged func(i int) bool) (sql string, columns []int) {
+	columns = append(columns, p.key...)
+	var set, more strings.Builder
+	for i, c := range p.columns {
+		if p.isKey[i] || unchanged(i) {
+			continue
+		}
+		if c.always {
+			fmt.Fprintf(&more, " AND t.%s = u.c%d::%s", quote(c.name), len(columns), c.cast)
+		} else {
+			if set.Len() > 0 {
+				set.WriteString(", ")
+			}
+			fmt.Fprintf(&set, "%s = u.c%d::%s", quote(c.name), len(columns), c.cast)
+		}
+		columns = append(columns, i)
+	}
+	if set.Len() == 0 {
+		// Nothing to set, but the row must be there.
+		return "SELECT 1 FROM ONLY " + p.table + " t, " + unnest(len(columns)) + " WHERE " + p.where() + more.String(), columns
+	}
+	return "UPDATE ONLY " + p.table + " t SET " + set.String() + " FROM " + unnest(len(columns)) + " WHERE " + p.where() + more.String(), columns
+}
+
+// Row statements: one change each, in text parameters whose types the server infers from the columns.
+
+// match identifies one row by the key, or where there is none by the whole old row, compared byte by byte as only *= does for types
+// without equality ("Row and Array Comparisons", composite type comparison). Parameters start at $first.
+func (p *plan) match(first int) (sql string, columns []int) {
+	var b strings.Builder
+	if len(p.key) > 0 {
+		for n, i := range p.key {
+			if n > 0 {
+				b.WriteString(" AND ")
+			}
+			c := p.columns[i]
+			fmt.Fprintf(&b, "t.%s %s $%d::text::%s", quote(c.name), c.equals, first+n, c.cast)
+		}
+		return b.String(), p.key
+	}
+	var left, right strings.Builder
+	for i, c := range p.columns {
+		if i > 0 {
+			left.WriteString(", ")
+			right.WriteString(", ")
+		}
+		fmt.Fprintf(&left, "s.%s", quote(c.name))
+		fmt.Fprintf(&right, "$%d::text::%s", first+i, c.cast)
+		columns = append(columns, i)
+	}
+	return "t.ctid = (SELECT s.ctid FROM ONLY " + p.table + " s WHERE ROW(" + left.String() + ") OPERATOR(pg_catalog.*=) ROW(" + right.String() + ") LIMIT 1)", columns
+}
+
+func (p *plan) deleteRow() (sql string, match []int) {
+	where, match := p.match(1)
+	return "DELETE FROM ONLY " + p.table + " t WHERE " + where, match
+}
+
+func (p *plan) insertRow() (sql string, columns []int) {
+	var names, values strings.Builder
+	for i, c := range p.columns {
+		if i > 0 {
+			names.WriteString(", ")
+			values.WriteString(", ")
+		}
+		names.WriteString(quote(c.name))
+		fmt.Fprintf(&values, "$%d::text::%s", i+1, c.cast)
+		columns = append(columns, i)
+	}
+	return "INSERT INTO " + p.table + " (" + names.String() + ") OVERRIDING SYSTEM VALUE VALUES (" + values.String() + ")", columns
+}
+
+// updateRow takes the new values of the columns that are set, then the match. A table with a GENERATED ALWAYS identity column, which
+// UPDATE can't set, gets its row deleted and inserted in one statement that carries unchanged values over.
+func (p *plan) updateRow(unchanged func(i int) bool) (sql string, set, match []int) {
+	var b, names strings.Builder
+	for i, c := range p.columns {
+		if i > 0 && names.Len() > 0 {
+			names.WriteString(", ")
+		}
+		names.WriteString(quote(c.name))
+		if unchanged(i) {
+			if p.always {
+				comma(&b)
+				b.WriteString("d." + quote(c.name))
+			}
+			continue
+		}
+		comma(&b)
+		set = append(set, i)
+		if !p.always {
+			b.WriteString(quote(c.name) + " = ")
+		}
+		fmt.Fprintf(&b, "$%d::text::%s", len(set), c.cast)
+	}
+	where, match := p.match(len(set) + 1)
+	switch {
+	case p.always:
+		return "WITH d AS (DELETE FROM ONLY " + p.table + " t WHERE " + where + " RETURNING *) INSERT INTO " + p.table + " (" + names.String() +
+			") OVERRIDING SYSTEM VALUE SELECT " + b.String() + " FROM d", set, match
+	case len(set) == 0:
+		return "SELECT 1 FROM ONLY " + p.table + " t WHERE " + where, set, match
+	}
+	return "UPDATE ONLY " + p.table + " t SET " + b.String() + " WHERE " + where, set, match
+}
+
+func comma(b *strings.Builder) {
+	if b.Len() > 0 {
+		b.WriteString(", ")
+	}
+}

@@ -1,0 +1,276 @@
+package apply
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"replicator/replication"
+)
+
+// statement is one prepared statement with its parameters and the rows that it must hit.
+type statement struct {
+	name    string
+	params  [][]byte
+	formats []int16
+	expect  int64 // -1: any number
+	table   replication.TableName
+	// change is the change that a row statement carries out, for the error.
+	change *replication.Change
+	op     replication.Op
+}
+
+// maxRows bounds the arrays of one statement, so that a server's memory stays bounded too.
+const maxRows = 50000
+
+// sets turns a segment into its set statements: deletes, updates grouped by their unchanged columns, inserts.
+func (a *Applier) sets(ctx context.Context, s *segment) ([]statement, error) {
+	var deletes, inserts []row
+	updates := map[string][]row{} // by the set of unchanged columns
+	var masks []string
+	for _, r := range s.rows {
+		switch r.effect {
+		case deleted:
+			deletes = append(deletes, r)
+		case replaced:
+			deletes = append(deletes, r)
+			inserts = append(inserts, r)
+		case inserted:
+			inserts = append(inserts, r)
+		case updated:
+			m := mask(r.values)
+			if updates[m] == nil {
+				masks = append(masks, m)
+			}
+			updates[m] = append(updates[m], r)
+		}
+	}
+	var out []statement
+	add := func(op replication.Op, sql string, columns []int, rows []row, keys int) error {
+		slices.SortStableFunc(rows, s.plan.compareKeys)
+		for chunk := range slices.Chunk(rows, maxRows) {
+			name, err := a.prepare(ctx, sql, slices.Repeat([]uint32{textArrayOID}, len(columns)))
+			if err != nil {
+				return fmt.Errorf("prepare the %s of %s: %w", op, s.plan.rel.Name, err)
+			}
+			st := statement{name: name, expect: int64(len(chunk)), table: s.plan.rel.Name, op: op}
+			for n, col := range columns {
+				array, err := textArray(len(chunk), func(i int) replication.Value {
+					if n < keys {
+						return chunk[i].key[col]
+					}
+					return chunk[i].values[col]
+				})
+				if err != nil {
+					return fmt.Errorf("%s of %s, column %q: %w", op, s.plan.rel.Name, s.plan.columns[col].name, err)
+				}
+				st.params = append(st.params, array)
+				st.formats = append(st.formats, 1)
+			}
+			out = append(out, st)
+		}
+		return nil
+	}
+	if len(deletes) > 0 {
+		sql, columns := s.plan.deleteSet()
+		if err := add(replication.Delete, sql, columns, deletes, len(columns)); err != nil {
+			return nil, err
+		}
+	}
+	for _, m := range masks {
+		sql, columns := s.plan.updateSet(func(i int) bool { return m[i] == 'u' })
+		if err := add(replication.Update, sql, columns, updates[m], len(s.plan.key)); err != nil {
+			return nil, err
+		}
+	}
+	if len(inserts) > 0 {
+		sql, columns := s.plan.insertSet()
+		if err := add(replication.Insert, sql, columns, inserts, 0); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// mask names the unchanged columns of a row, one byte a column.
+func mask(values []replication.Value) string {
+	m := make([]byte, len(values))
+	for i, v := range values {
+		m[i] = '.'
+		if v.Kind == replication.Unchanged {
+			m[i] = 'u'
+		}
+	}
+	return string(m)
+}
+
+// one turns a single change into its row statement.
+func (a *Applier) one(ctx context.Context, p *plan, c *replication.Change) (statement, error) {
+	var sql string
+	var set, match []int
+	switch c.Op {
+	case replication.Insert:
+		sql, set = p.insertRow()
+	case replication.Delete:
+		sql, match = p.deleteRow()
+	case replication.Update:
+		sql, set, match = p.updateRow(func(i int) bool { return c.New[i].Kind == replication.Unchanged })
+	case replication.Truncate:
+		return a.truncate(ctx, c)
+	default:
+		return statement{}, fmt.Errorf("apply to %s: operation %s is unknown", p.rel.Name, c.Op)
+	}
+	name, err := a.prepare(ctx, sql, slices.Repeat([]uint32{textOID}, len(set)+len(match)))
+	if err != nil {
+		return statement{}, fmt.Errorf("prepare the %s of %s: %w", c.Op, p.rel.Name, err)
+	}
+	st := statement{name: name, expect: 1, table: p.rel.Name, change: c, op: c.Op}
+	old := c.Old
+	if old == nil {
+		old = c.New
+	}
+	for n, col := range append(slices.Clone(set), match...) {
+		v := old[col]
+		if n < len(set) {
+			v = c.New[col]
+		}
+		param, err := textParameter(v)
+		if err != nil {
+			return statement{}, fmt.Errorf("%s of %s, column %q: %w", c.Op, p.rel.Name, p.columns[col].name, err)
+		}
+		st.params = append(st.params, param)
+		st.formats = append(st.formats, 0)
+	}
+	return st, nil
+}
+
+// truncate never cascades: the source has listed every table that it emptied, and the destination's may be others.
+func (a *Applier) truncate(ctx context.Context, c *replication.Change) (statement, error) {
+	var names []string
+	for _, r := range c.Truncated {
+		names = append(names, "ONLY "+r.Name.Quoted())
+	}
+	sql := "TRUNCATE " + strings.Join(names, ", ")
+	if c.RestartIdentity {
+		sql += " RESTART IDENTITY"
+	}
+	name, err := a.prepare(ctx, sql, nil)
+	if err != nil {
+		return statement{}, fmt.Errorf("prepare the truncate of %s: %w", c.Relation.Name, err)
+	}
+	return statement{name: name, expect: -1, table: c.Relation.Name, change: c, op: replication.Truncate}, nil
+}
+
+// prepare returns the name of the prepared statement for sql. The session holds a bounded number of them.
+func (a *Applier) prepare(ctx context.Context, sql string, types []uint32) (string, error) {
+	if name, ok := a.prepared[sql]; ok {
+		return name, nil
+	}
+	if len(a.prepared) >= 5000 {
+		if _, err := a.conn.Exec(ctx, "DEALLOCATE ALL"); err != nil {
+			return "", err
+		}
+		clear(a.prepared)
+	}
+	a.serial++
+	name := fmt.Sprintf("replicator_%d", a.serial)
+	if _, err := a.conn.PgConn().Prepare(ctx, name, sql, types); err != nil {
+		return "", err
+	}
+	a.prepared[sql] = name
+	return name, nil
+}
+
+// countError is a statement that hit another number of rows than it must.
+type countError struct {
+	st   statement
+	rows int64
+}
+
+func (e *countError) Error() string {
+	return fmt.Sprintf("%s of %s hit %d rows instead of %d", e.st.op, e.st.table, e.rows, e.st.expect)
+}
+
+// run sends the statements in one round trip and checks what each of them hit. After an error of the server the transaction is
+// aborted; after a countError it is still open.
+func (a *Applier) run(ctx context.Context, statements []statement) error {
+	for chunk := range chunks(statements) {
+		if err := a.roundTrip(ctx, chunk); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// chunks bounds what is under way at once, by statements and by bytes.
+func chunks(statements []statement) func(yield func([]statement) bool) {
+	return func(yield func([]statement) bool) {
+		from, size := 0, 0
+		for i, s := range statements {
+			for _, p := range s.params {
+				size += len(p)
+			}
+			if i-from+1 >= 1000 || size > 8<<20 {
+				if !yield(statements[from : i+1]) {
+					return
+				}
+				from, size = i+1, 0
+			}
+		}
+		if from < len(statements) {
+			yield(statements[from:])
+		}
+	}
+}
+
+func (a *Applier) roundTrip(ctx context.Context, statements []statement) (err error) {
+	p := a.conn.PgConn().StartPipeline(ctx)
+	for _, s := range statements {
+		p.SendQueryPrepared(s.name, s.params, s.formats, nil)
+	}
+	if err := p.Sync(); err != nil {
+		_ = p.Close()
+		return fmt.Errorf("send %d statements: %w", len(statements), err)
+	}
+	var failed error
+	for _, s := range statements {
+		tag, err := result(p)
+		if err != nil {
+			failed = &statementError{st: s, err: err}
+			break
+		}
+		if n := tag.RowsAffected(); s.expect >= 0 && n != s.expect && failed == nil {
+			failed = &countError{st: s, rows: n}
+		}
+	}
+	if err := p.Close(); err != nil && failed == nil {
+		return fmt.Errorf("end a round trip: %w", err)
+	}
+	return failed
+}
+
+func result(p *pgconn.Pipeline) (pgconn.CommandTag, error) {
+	r, err := p.GetResults()
+	if err != nil {
+		return pgconn.CommandTag{}, err
+	}
+	reader, ok := r.(*pgconn.ResultReader)
+	if !ok {
+		return pgconn.CommandTag{}, fmt.Errorf("unexpected answer %T in a pipeline", r)
+	}
+	return reader.Close()
+}
+
+// statementError is a statement that the server refused.
+type statementError struct {
+	st  statement
+	err error
+}
+
+func (e *statementError) Error() string {
+	return fmt.Sprintf("%s of %s: %v", e.st.op, e.st.table, e.err)
+}
+func (e *statementError) Unwrap() error { return e.err }
