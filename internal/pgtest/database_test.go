@@ -136,6 +136,29 @@ func TestEachDatabaseIsItsOwn(t *testing.T) {
 	}
 }
 
+func TestLoadChinookAsAnOrdinaryOwner(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Shared(t)
+	owner := s.HerokuOwner(t, s.Database(t))
+	pgtest.LoadChinook(t, owner)
+	conn := pgtest.Connect(t, owner)
+	tables := queryString(t, conn, "select string_agg(tablename, ' ' order by tablename) from pg_tables where schemaname = 'public'")
+	if want := "album artist customer employee genre invoice invoice_line media_type playlist playlist_track track"; tables != want {
+		t.Errorf("tables %s, want %s", tables, want)
+	}
+	var rows int
+	for _, table := range strings.Fields(tables) {
+		var n int
+		if err := conn.QueryRow(t.Context(), "select count(*) from "+table).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		rows += n
+	}
+	if rows != 15607 {
+		t.Errorf("%d rows, want 15607", rows)
+	}
+}
+
 func TestAStartIsFast(t *testing.T) {
 	pgtest.Start(t, pgtest.Options{}) // makes the template on a fresh machine
 	begin := time.Now()

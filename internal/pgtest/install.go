@@ -22,13 +22,22 @@ func ToolsDir() string {
 	if err != nil {
 		return ".tools"
 	}
-	for dir := wd; ; dir = filepath.Dir(dir) {
+	if root, found := sourceRoot(wd); found {
+		return filepath.Join(root, ".tools")
+	}
+	return filepath.Join(wd, ".tools")
+}
+
+// sourceRoot returns the root of the source tree of replicator that dir lies in.
+func sourceRoot(dir string) (root string, found bool) {
+	for {
 		if mod, err := os.ReadFile(filepath.Join(dir, "go.mod")); err == nil && strings.HasPrefix(string(mod), "module replicator\n") {
-			return filepath.Join(dir, ".tools")
+			return dir, true
 		}
 		if dir == filepath.Dir(dir) {
-			return filepath.Join(wd, ".tools")
+			return "", false
 		}
+		dir = filepath.Dir(dir)
 	}
 }
 
