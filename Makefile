@@ -23,7 +23,7 @@ help: ## show this
 
 .PHONY: build
 build: ## build bin/replicator
-	@CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/replicator ./cmd/replicator
+	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-X main.version=$(VERSION)" -o bin/replicator ./cmd/replicator
 
 .PHONY: demo
 demo: ## run the demo: a live shop moved from one pair of servers to another (ARGS=--auto for the whole road)
