@@ -30,7 +30,8 @@ type Record struct {
 	By    string `json:"by,omitempty"`
 	Phase Phase  `json:"phase"`
 	Step  Step   `json:"step"`
-	// Active is the direction in which changes flow: Forward until the first switch.
+	// Active is the direction in which changes flow: Forward until the first switch, Reverse after a cutover, Forward again after a
+	// rollback. An attempt's direction is the active one until its switch.
 	Active Direction `json:"active"`
 
 	Started time.Time `json:"started"`

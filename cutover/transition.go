@@ -152,7 +152,8 @@ func (r Record) enter(s Step, now time.Time) Record {
 	case StepFreeze:
 		r.FreezeStart, r.Deadline = now, now.Add(r.Budget)
 	case StepOpen:
-		r.Active = r.Direction
+		// From here on changes flow from the destination back to the origin.
+		r.Active = direction(!r.Direction.Reverse())
 	case StepAfter:
 		r.Outcome = r.success()
 	case StepComplete:
