@@ -51,7 +51,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end -}}
 
 {{- define "replicator.migration" -}}
-{{- default .Release.Name .Values.config.migration -}}
+{{- default (.Release.Name | replace "." "-") .Values.config.migration -}}
 {{- end -}}
 
 {{/* The daemon's configuration: the values' with the migration's name and the chart's listen addresses in it. */}}
@@ -70,6 +70,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 
 {{/* What no schema can see: said in plain words before anything is made. */}}
 {{- define "replicator.checkValues" -}}
+{{- $migration := include "replicator.migration" . -}}
+{{- range concat (default (list) .Values.config.postgres) (default (list) .Values.config.redis) -}}
+{{- if gt (add (len $migration) (len .name)) 32 -}}
+{{- fail (printf "migration %q and pair %q are too long: their names may have 32 characters together (config.migration sets the first)" $migration .name) -}}
+{{- end -}}
+{{- end -}}
 {{- if not (or .Values.config.postgres .Values.config.redis) -}}
 {{- fail "config has neither postgres nor redis pairs: name at least one" -}}
 {{- end -}}
