@@ -38,6 +38,9 @@ func Compare(ctx context.Context, source, target Opener, tables []replication.Ta
 	if o.MaxKeys <= 0 {
 		o.MaxKeys = defaultMaxKeys
 	}
+	if o.rangePages <= 0 {
+		o.rangePages = rangePages
+	}
 	r := &run{o: o, tables: make([]*progress, len(tables))}
 	sides := [2]*side{{name: "source"}, {name: "target"}}
 	defer func() {
@@ -189,7 +192,7 @@ func (r *run) digests(ctx context.Context, sides [2]*side) error {
 		for j, t := range r.tables {
 			ranges := []pages{{0, -1}}
 			if s.version >= tidRangeScans {
-				ranges = split(sizes[j], rangePages)
+				ranges = split(sizes[j], r.o.rangePages)
 			}
 			for _, p := range ranges {
 				queues[i] = append(queues[i], piece{t, p})

@@ -22,6 +22,8 @@ type Options struct {
 	MaxKeys int
 	// OnTable, if set, hears each table's result as it comes, never twice at once.
 	OnTable func(TableResult)
+
+	rangePages int64 // tests cut small tables
 }
 
 // Report is the outcome for all tables, in the order they were given.

@@ -11,7 +11,7 @@ import (
 const pinSQL = `
 SELECT set_config(name, value, true) FROM (VALUES
   ('datestyle', 'ISO, YMD'), ('intervalstyle', 'postgres'), ('extra_float_digits', '3'), ('lc_monetary', 'C'), ('timezone', 'UTC'),
-  ('bytea_output', 'hex'), ('search_path', 'pg_catalog'), ('row_security', 'off')) AS s(name, value)`
+  ('bytea_output', 'hex'), ('search_path', 'pg_catalog'), ('client_encoding', 'UTF8'), ('row_security', 'off')) AS s(name, value)`
 
 // The seeds of the two hashes; arbitrary, the same on both sides.
 const (
