@@ -176,6 +176,9 @@ type session struct {
 	endpoint endpoint
 	name     string
 	link     *link
+	// exclusive ends other connections of the same name before this one is used: what a broken connection had sent may otherwise
+	// be executed after what its successor sends.
+	exclusive bool
 }
 
 // exec pipelines the units in database db and returns each one's replies in order.
@@ -239,8 +242,34 @@ func (s *session) open(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.exclusive {
+		if err := endNamesakes(ctx, l, s.name); err != nil {
+			l.close()
+			return nil, err
+		}
+	}
 	s.link = l
 	return l, nil
+}
+
+// endNamesakes ends every other connection that has this one's name.
+func endNamesakes(ctx context.Context, l *link, name string) error {
+	id, err := l.do(ctx, "CLIENT", "ID")
+	if err != nil {
+		return err
+	}
+	clients, err := listClients(ctx, l)
+	if err != nil {
+		return err
+	}
+	for _, c := range clients {
+		if c.name == name && c.id != strconv.FormatInt(id.num, 10) {
+			if _, err := l.do(ctx, "CLIENT", "KILL", "ID", c.id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (s *session) close() {

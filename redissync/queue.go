@@ -288,6 +288,7 @@ type state struct {
 	pending int       // keys and reconciles that the destination lacks
 	oldest  time.Time // since when; zero if nothing is pending
 	first   uint64    // the lowest pending sequence number; 0 if nothing is pending
+	key     uint64    // the same of keys and names only, reconciles left out
 	last    uint64    // the last sequence number given
 	changed <-chan struct{}
 }
@@ -305,6 +306,13 @@ func (q *queue) state() state {
 			}
 		}
 		s.pending = max(s.pending, 1)
+		for ; el != nil; el = el.Next() {
+			e := el.Value.(*entry)
+			if _, hold := q.holds[e]; !hold {
+				s.key = e.seq
+				break
+			}
+		}
 	}
 	return s
 }
@@ -314,6 +322,21 @@ func (q *queue) await(ctx context.Context, seq uint64) error {
 	for {
 		s := q.state()
 		if s.first == 0 || s.first > seq {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.changed:
+		}
+	}
+}
+
+// awaitKeys is await without regard to reconciles.
+func (q *queue) awaitKeys(ctx context.Context, seq uint64) error {
+	for {
+		s := q.state()
+		if s.key == 0 || s.key > seq {
 			return nil
 		}
 		select {

@@ -1,0 +1,181 @@
+package redissync
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Bounds of one exchange: the memory of payloads in flight, and what counts as costly to copy.
+const (
+	batchKeys  = 128
+	batchBytes = 8 << 20
+	costly     = 64 << 10
+)
+
+// content is a key's value and expiry as one moment had them.
+type content struct {
+	payload string // DUMP's form; empty: the key doesn't exist
+	expires int64  // milliseconds since 1970 by the server's clock; 0: never
+	size    int64  // the server's own estimate in memory
+}
+
+func (c content) absent() bool { return c.payload == "" }
+
+// body is the payload without its footer of RDB version and checksum (Redis documentation, "DUMP").
+func (c content) body() string {
+	if len(c.payload) < 10 {
+		return ""
+	}
+	return c.payload[:len(c.payload)-10]
+}
+
+// isStream tells by RDB's type byte whether the value is a stream.
+func (c content) isStream() bool {
+	if c.payload == "" {
+		return false
+	}
+	t := c.payload[0]
+	return t == 15 || t == 19 || t == 21
+}
+
+// fetch reads keys of one database and hands them to f in pieces of bounded memory. Each key's value and expiry are of the same
+// instant. It asks for sizes first, so that no reply is large by surprise.
+func fetch(ctx context.Context, s *session, v version, db int, keys []string, f func(keys []string, got []content) error) error {
+	sizes := make([]unit, len(keys))
+	for i, k := range keys {
+		sizes[i] = unit{k, []command{{"MEMORY", "USAGE", k}}}
+	}
+	replies, err := s.exec(ctx, db, sizes)
+	if err != nil {
+		return err
+	}
+	got := make([]content, len(keys))
+	for i, r := range replies {
+		if r[0].kind == kindInt {
+			got[i].size = r[0].num
+		}
+	}
+	for from := 0; from < len(keys); {
+		to, bytes := from, int64(0)
+		for to < len(keys) && (to == from || bytes+got[to].size <= batchBytes) {
+			bytes += got[to].size
+			to++
+		}
+		if err := dumpInto(ctx, s, v, db, keys[from:to], got[from:to]); err != nil {
+			return err
+		}
+		if err := f(keys[from:to], got[from:to]); err != nil {
+			return err
+		}
+		clear(got[from:to])
+		from = to
+	}
+	return nil
+}
+
+func dumpInto(ctx context.Context, s *session, v version, db int, keys []string, got []content) error {
+	units := make([]unit, len(keys))
+	for i, k := range keys {
+		cmds := []command{{"MULTI"}, {"DUMP", k}, {"PEXPIRETIME", k}, {"EXEC"}}
+		if v < 70000 {
+			cmds = []command{{"MULTI"}, {"DUMP", k}, {"PTTL", k}, {"TIME"}, {"EXEC"}}
+		}
+		units[i] = unit{k, cmds}
+	}
+	replies, err := s.exec(ctx, db, units)
+	if err != nil {
+		return err
+	}
+	for i, r := range replies {
+		for _, q := range r {
+			if err := q.err(); err != nil {
+				return fmt.Errorf("read key %s of database %d: %w", show(keys[i]), db, err)
+			}
+		}
+		x := r[len(r)-1].items
+		if len(x) < 2 {
+			return fmt.Errorf("read key %s of database %d: EXEC gave %d replies", show(keys[i]), db, len(x))
+		}
+		if err := errors.Join(x[0].err(), x[1].err()); err != nil {
+			return fmt.Errorf("read key %s of database %d: %w", show(keys[i]), db, err)
+		}
+		got[i].payload, got[i].expires = x[0].str, 0
+		switch {
+		case v >= 70000:
+			got[i].expires = max(x[1].num, 0)
+			if x[1].num == -2 {
+				got[i].payload = ""
+			}
+		case x[1].num >= 0 && len(x[2].items) == 2:
+			// A time to live of 0 with a value is a key in its last millisecond: as an absolute time it's in the past, and gone.
+			sec, _ := strconv.ParseInt(x[2].items[0].str, 10, 64)
+			usec, _ := strconv.ParseInt(x[2].items[1].str, 10, 64)
+			got[i].expires = sec*1000 + usec/1000 + x[1].num
+		case x[1].num == -2:
+			got[i].payload = ""
+		}
+	}
+	return nil
+}
+
+// refusal is a key that the destination would not take.
+type refusal struct {
+	key string
+	err error
+}
+
+// store writes keys of one database as they were read and returns those that were refused. An error means that nothing is known
+// of any of them.
+func store(ctx context.Context, s *session, db int, offset time.Duration, keys []string, got []content) ([]refusal, error) {
+	if err := s.enter(ctx, db); err != nil {
+		return nil, err
+	}
+	units := make([]unit, len(keys))
+	for i, k := range keys {
+		units[i] = unit{k, []command{storeCommand(k, got[i], offset)}}
+	}
+	replies, err := s.exec(ctx, db, units)
+	if err != nil {
+		return nil, err
+	}
+	var refused []refusal
+	for i, r := range replies {
+		if err := r[0].err(); err != nil {
+			refused = append(refused, refusal{keys[i], err})
+		}
+	}
+	return refused, nil
+}
+
+func storeCommand(key string, c content, offset time.Duration) command {
+	if c.absent() {
+		return command{"UNLINK", key}
+	}
+	return command{"RESTORE", key, strconv.FormatInt(expiryThere(c, offset), 10), c.payload, "REPLACE", "ABSTTL"}
+}
+
+// expiryThere is the content's expiry by the destination's clock. It is never 0 for a key that expires: RESTORE takes 0 for "never".
+func expiryThere(c content, offset time.Duration) int64 {
+	if c.expires == 0 {
+		return 0
+	}
+	return max(c.expires+offset.Milliseconds(), 1)
+}
+
+// badPayload tells whether RESTORE refused the form of a value, so that another form may do.
+func badPayload(err error) bool {
+	var r replyError
+	return errors.As(err, &r) && (strings.Contains(string(r), "DUMP payload version or checksum") || strings.Contains(string(r), "Bad data format"))
+}
+
+// show is a key as it may stand in logs and messages: quoted and cut.
+func show(key string) string {
+	if len(key) > 100 {
+		return strconv.Quote(key[:100]) + "…"
+	}
+	return strconv.Quote(key)
+}

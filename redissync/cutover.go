@@ -1,0 +1,457 @@
+package redissync
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"replicator/internal/preflight"
+)
+
+// sealed is the length of a pause that is to last until it is ended. CLIENT PAUSE never shortens a pause that is already in force;
+// CLIENT UNPAUSE ends it (Redis documentation, "CLIENT PAUSE").
+const sealed = 10 * 365 * 24 * time.Hour
+
+// probeTime bounds the wait for the probe that proves the way back.
+const probeTime = 5 * time.Second
+
+// freeze is what this process knows of a freeze that it made.
+type freeze struct {
+	reverse   bool
+	deadline  time.Time
+	runID     string
+	permanent bool
+	fenced    bool
+	events    int64 // the feed's count at the fence
+	gaps      int64
+}
+
+// Check is the preflight of a cutover; it changes nothing.
+func (p *Pair) Check(ctx context.Context, reverse bool) []preflight.Finding {
+	var out []preflight.Finding
+	add := func(code string, s preflight.Severity, side, message, hint string) {
+		out = append(out, preflight.Finding{Code: code, Severity: s, Pair: p.o.Name, Side: side, Message: message, Hint: hint})
+	}
+	if p.err != nil {
+		add("redis-url", preflight.Error, "", p.err.Error(), "")
+		return out
+	}
+	p.mu.Lock()
+	f, paused := p.active, p.paused
+	p.mu.Unlock()
+	origin := p.side(reverse)
+	switch {
+	case f == nil:
+		add("redis-not-running", preflight.Error, "", "the pair isn't being synchronised", "start `replicator run` and wait until it streams")
+		return out
+	case f.reverse != reverse:
+		add("redis-direction", preflight.Error, "", "the pair runs in the other direction", "a cutover goes from the source to the target, a rollback back")
+		return out
+	case paused:
+		add("redis-paused", preflight.Error, "", "the copying is paused", "run `replicator resume` first")
+	}
+	f.mu.Lock()
+	ready, info := f.reconciled && len(f.holds) == 0 && f.feed != nil, f.originInfo
+	f.mu.Unlock()
+	if !ready {
+		add("redis-not-caught-up", preflight.Error, "", "the first copy or a reconcile after a gap isn't complete", "wait with: replicator wait caught-up")
+	}
+	if info.version != 0 && info.version < 60200 {
+		add("redis-pause-missing", preflight.Error, origin.name, "CLIENT PAUSE … WRITE needs Redis 6.2; the "+origin.name+" is "+info.version.String(), "upgrade the server, or stop all writers by a hook before the freeze")
+	}
+	// A pause of no length tells whether pausing is allowed and delays nobody.
+	if _, err := p.control(ctx, origin, command{"CLIENT", "PAUSE", "0", "WRITE"}); err != nil {
+		_, x := problemOf(err, origin, "")
+		add(x.Code, preflight.Error, origin.name, x.Message, "the freeze needs CLIENT PAUSE on the "+origin.name+": "+x.Hint)
+	}
+	if _, err := p.control(ctx, p.side(!reverse), command{"PING"}); err != nil {
+		_, x := problemOf(err, p.side(!reverse), "")
+		add(x.Code, preflight.Error, x.Side, x.Message, x.Hint)
+	}
+	if len(out) == 0 {
+		add("redis-ready", preflight.OK, "", "the pair is ready to be moved", "")
+	}
+	return out
+}
+
+// Prepare does before the freeze what takes time: it catches up, and compares all keys so that only those touched later remain to
+// be compared in the freeze.
+func (p *Pair) Prepare(ctx context.Context, reverse bool) error {
+	f, err := p.flowFor(ctx, reverse)
+	if err != nil {
+		return err
+	}
+	if _, err := f.ready(ctx, true); err != nil {
+		return err
+	}
+	r, err := p.verify(ctx, f, true)
+	if err != nil {
+		return err
+	}
+	if r.Mismatches > 0 {
+		return fmt.Errorf("redis pair %s: %d keys differ before the freeze, such as %s: make both sides equal with: replicator resync --pair %s", p.o.Name, r.Mismatches, r.Differences[0], p.o.Name)
+	}
+	return p.CaughtUp(ctx)
+}
+
+// flowFor waits for the flow that copies in the given direction.
+func (p *Pair) flowFor(ctx context.Context, reverse bool) (*flow, error) {
+	f, err := p.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if f.reverse != reverse {
+		return nil, fmt.Errorf("redis pair %s runs in the %s direction already", p.o.Name, direction(f.reverse))
+	}
+	return f, nil
+}
+
+// Freeze holds all writes on the origin until deadline (CLIENT PAUSE … WRITE). Reads go on. When the deadline passes, the server
+// lets the held writes run by itself. It acts at once: every write was executed before it or waits.
+func (p *Pair) Freeze(ctx context.Context, reverse bool, deadline time.Time) error {
+	f, err := p.flowFor(ctx, reverse)
+	if err != nil {
+		return err
+	}
+	origin := p.side(reverse)
+	runID, err := p.pause(ctx, origin, time.Until(deadline))
+	if err != nil {
+		return err
+	}
+	f.queue.rush(true)
+	p.mu.Lock()
+	if p.frozen == nil || p.frozen.reverse != reverse {
+		p.frozen = &freeze{reverse: reverse, runID: runID}
+	}
+	p.frozen.runID, p.frozen.deadline, p.frozen.fenced = runID, deadline, false
+	p.mu.Unlock()
+	return nil
+}
+
+// pause pauses writes for at least d and returns the server's run id.
+func (p *Pair) pause(ctx context.Context, at side, d time.Duration) (string, error) {
+	if d < time.Millisecond {
+		return "", fmt.Errorf("freeze the %s: the deadline has passed", at.name)
+	}
+	v, err := p.control(ctx, at, command{"CLIENT", "PAUSE", strconv.FormatInt(d.Milliseconds(), 10), "WRITE"}, command{"INFO", "server"})
+	if err != nil {
+		return "", fmt.Errorf("freeze the %s: %w", at.name, err)
+	}
+	info := serverInfo{databases: map[int]int64{}, calls: map[string]int64{}, fields: map[string]string{}}
+	info.parse(v.str)
+	return info.runID, nil
+}
+
+// Renew moves the deadline of a freeze. It fails if the freeze may have ended meanwhile.
+func (p *Pair) Renew(ctx context.Context, reverse bool, deadline time.Time) error {
+	p.mu.Lock()
+	fz := p.frozen
+	p.mu.Unlock()
+	if fz == nil || fz.reverse != reverse {
+		return p.Freeze(ctx, reverse, deadline)
+	}
+	if err := p.unbroken(fz); err != nil {
+		return err
+	}
+	runID, err := p.pause(ctx, p.side(reverse), time.Until(deadline))
+	if err != nil {
+		return err
+	}
+	if runID != fz.runID {
+		return fmt.Errorf("freeze the %s: the server was restarted or replaced, which ended the freeze", p.side(reverse).name)
+	}
+	p.mu.Lock()
+	if p.frozen == fz && deadline.After(fz.deadline) {
+		fz.deadline = deadline
+	}
+	p.mu.Unlock()
+	return nil
+}
+
+// unbroken tells whether the freeze's deadline is still ahead.
+func (p *Pair) unbroken(fz *freeze) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Now().After(fz.deadline) {
+		return fmt.Errorf("freeze the %s: the deadline has passed and held writes have run: try again with a larger freeze budget", p.side(fz.reverse).name)
+	}
+	return nil
+}
+
+// Fence notes everything that was written before the freeze: when it returns, all of it is in the queue.
+func (p *Pair) Fence(ctx context.Context, reverse bool) error {
+	f, err := p.flowFor(ctx, reverse)
+	if err != nil {
+		return err
+	}
+	s := &session{endpoint: f.origin.endpoint, name: p.o.connectionName(f.role("fence"))}
+	defer s.close()
+	if err := f.lookAtOrigin(ctx, s); err != nil { // a SWAPDB just before the freeze
+		return fmt.Errorf("fence: %w", err)
+	}
+	if err := f.syncFunctions(ctx, s); err != nil {
+		return fmt.Errorf("fence: %w", err)
+	}
+	f.markStreams()
+	f.queue.rush(true)
+	if _, err := f.fence(ctx); err != nil {
+		return fmt.Errorf("fence: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if fz := p.frozen; fz != nil && fz.reverse == reverse {
+		fz.fenced, fz.events, fz.gaps = true, f.events.Load(), f.gaps.Load()
+	}
+	return nil
+}
+
+// Drain returns when the destination has everything up to the fence; nothing more is written to it from then on.
+func (p *Pair) Drain(ctx context.Context, reverse bool) error {
+	f, err := p.flowFor(ctx, reverse)
+	if err != nil {
+		return err
+	}
+	for {
+		if err := f.queue.await(ctx, f.queue.state().last); err != nil {
+			return fmt.Errorf("drain redis pair %s with %d keys left: %w", p.o.Name, f.queue.state().pending, err)
+		}
+		if err := f.gate.shut(ctx, shutDrained); err != nil {
+			return err
+		}
+		if f.queue.state().first == 0 {
+			return nil
+		}
+		f.gate.open(shutDrained) // something was marked between the two: the fence's own recopy of streams, or a reconcile
+	}
+}
+
+// Sequences does nothing: Redis has none.
+func (p *Pair) Sequences(context.Context, bool) error { return nil }
+
+// Verify compares the keys that were touched since they were last compared, or all of them if that isn't known, and returns how many
+// differ. It is meant for the freeze, after Drain.
+func (p *Pair) Verify(ctx context.Context, reverse bool) (int, error) {
+	f, err := p.flowFor(ctx, reverse)
+	if err != nil {
+		return 0, err
+	}
+	r, err := p.verify(ctx, f, false)
+	if err != nil {
+		return 0, err
+	}
+	for _, d := range r.Differences {
+		p.log.Warn("a key differs", "difference", d.String())
+	}
+	return r.Mismatches, nil
+}
+
+// Arm starts listening on the destination, so that everything written there from now on is known, and proves by a key of its own that the
+// feed reports it. Nothing is written back before Retire.
+func (p *Pair) Arm(ctx context.Context, reverse bool) error {
+	f, err := p.flowFor(ctx, reverse)
+	if err != nil {
+		return err
+	}
+	if !f.gate.shutFor(shutDrained) {
+		return fmt.Errorf("arm redis pair %s: it isn't drained", p.o.Name)
+	}
+	p.mu.Lock()
+	o := p.opposite
+	fresh := o == nil
+	if fresh {
+		o = newFlow(p, !reverse, true)
+		p.opposite = o
+	}
+	p.mu.Unlock()
+	if fresh {
+		o.learn(*f.known.Load())
+		o.inherit(f)
+		if err := p.start(ctx, o); err != nil {
+			p.mu.Lock()
+			p.opposite = nil
+			p.mu.Unlock()
+			return err
+		}
+	}
+	if _, err := o.ready(ctx, false); err != nil {
+		return err
+	}
+	seen := o.expectProbe()
+	if _, err := p.control(ctx, o.origin, command{"PSETEX", p.o.probeKey(), "60000", "1"}); err != nil {
+		return fmt.Errorf("prove the way back: %w", err)
+	}
+	timer := time.NewTimer(probeTime)
+	defer timer.Stop()
+	select {
+	case <-seen:
+	case <-timer.C:
+		return fmt.Errorf("prove the way back: the %s doesn't report its changes: check that its user may use CLIENT TRACKING", o.origin.name)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	_, err = p.control(ctx, o.origin, command{"UNLINK", p.o.probeKey()})
+	return err
+}
+
+// inherit takes over which keys hold streams: the way back has copied none of them itself.
+func (f *flow) inherit(from *flow) {
+	from.mu.Lock()
+	defer from.mu.Unlock()
+	for id := range from.streams {
+		f.streams[id] = ""
+	}
+}
+
+func (f *flow) expectProbe() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.probe == nil {
+		f.probe = make(chan struct{})
+	}
+	return f.probe
+}
+
+// Seal makes the freeze permanent. It fails, without effect on the data, if anything was written on the origin since the fence.
+func (p *Pair) Seal(ctx context.Context, reverse bool) error {
+	origin := p.side(reverse)
+	p.mu.Lock()
+	fz, f := p.frozen, p.active
+	p.mu.Unlock()
+	known := fz != nil && fz.reverse == reverse && !fz.permanent && f != nil && f.reverse == reverse
+	if known {
+		if err := p.unbroken(fz); err != nil {
+			return err
+		}
+	}
+	runID, err := p.pause(ctx, origin, sealed)
+	if err != nil {
+		return err
+	}
+	if !known {
+		return nil // a repetition, or a process that takes over a switch already decided
+	}
+	if err := p.untouched(ctx, fz, f, runID); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	fz.permanent, fz.deadline = true, time.Now().Add(sealed)
+	p.mu.Unlock()
+	return nil
+}
+
+// untouched proves that the origin is as it was at the fence: the feed, asked again under the permanent pause, has reported nothing.
+func (p *Pair) untouched(ctx context.Context, fz *freeze, f *flow, runID string) error {
+	if runID != fz.runID {
+		return fmt.Errorf("seal the %s: the server was restarted or replaced, which ended the freeze", f.origin.name)
+	}
+	if _, err := f.fence(ctx); err != nil {
+		return err
+	}
+	if n := f.events.Load() - fz.events; fz.fenced && (n != 0 || f.gaps.Load() != fz.gaps) {
+		return fmt.Errorf("seal the %s: %d changes came through after the fence: another client may have ended the pause (CLIENT UNPAUSE); start again", f.origin.name, n)
+	}
+	return nil
+}
+
+// Open lets the destination take writes. It always does, unless a pause of an earlier attempt still holds there.
+func (p *Pair) Open(ctx context.Context, reverse bool) error {
+	_, err := p.control(ctx, p.side(!reverse), command{"CLIENT", "UNPAUSE"})
+	return err
+}
+
+// Retire ends the application's connections to the origin, held writes and all, together with the pause, and lets the way back
+// write. It may be repeated.
+func (p *Pair) Retire(ctx context.Context, reverse bool) error {
+	p.mu.Lock()
+	f, o, running := p.active, p.opposite, p.running
+	p.mu.Unlock()
+	if f != nil && f.reverse == reverse {
+		if err := f.halt(ctx); err != nil {
+			return err
+		}
+	}
+	// A held write runs when the pause ends unless its client is gone: both in one transaction. Clients of class pubsub may hold
+	// writes too, in RESP3.
+	if err := p.evict(ctx, p.side(reverse)); err != nil {
+		return err
+	}
+	if running {
+		if err := p.turn(ctx, f, o, reverse); err != nil {
+			return err
+		}
+	}
+	p.mu.Lock()
+	p.frozen = nil
+	p.mu.Unlock()
+	p.strays.Store(0)
+	return nil
+}
+
+func (p *Pair) evict(ctx context.Context, at side) error {
+	v, err := p.control(ctx, at, command{"MULTI"}, command{"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"},
+		command{"CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes"}, command{"CLIENT", "UNPAUSE"}, command{"EXEC"})
+	if err != nil {
+		return fmt.Errorf("retire the %s: %w", at.name, err)
+	}
+	for _, r := range v.items {
+		if err := r.err(); err != nil {
+			return fmt.Errorf("retire the %s: %w", at.name, err)
+		}
+	}
+	if len(v.items) == 3 {
+		p.log.Info("ended the connections to the side that was left", "side", at.name, "connections", v.items[0].num+v.items[1].num)
+	}
+	return nil
+}
+
+// turn makes the way back the one that copies. In a process that didn't arm it, it starts with a reconcile.
+func (p *Pair) turn(ctx context.Context, f, o *flow, reverse bool) error {
+	switch {
+	case f != nil && f.reverse != reverse:
+		return nil // turned already
+	case o == nil:
+		o = newFlow(p, !reverse, false)
+		if err := p.start(ctx, o); err != nil {
+			return err
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.active, p.opposite = o, nil
+	if p.paused {
+		o.gate.forbid(shutPaused)
+	}
+	o.gate.open(shutIdle)
+	p.wake()
+	return nil
+}
+
+// Thaw lets the origin's writes run again and goes on as before the attempt. It may be repeated, and in any state before the switch.
+func (p *Pair) Thaw(ctx context.Context, reverse bool) error {
+	_, err := p.control(ctx, p.side(reverse), command{"CLIENT", "UNPAUSE"})
+	p.mu.Lock()
+	f, o := p.active, p.opposite
+	if f != nil && f.reverse != reverse {
+		f = nil
+	}
+	if f != nil {
+		p.opposite = nil
+	}
+	p.mu.Unlock()
+	if f != nil {
+		if o != nil {
+			err = errors.Join(err, o.halt(ctx))
+		}
+		f.queue.rush(false)
+		f.gate.open(shutDrained)
+	}
+	if err != nil {
+		return fmt.Errorf("thaw the %s: %w", p.side(reverse).name, err)
+	}
+	p.mu.Lock()
+	p.frozen = nil
+	p.mu.Unlock()
+	return nil
+}

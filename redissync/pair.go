@@ -1,0 +1,398 @@
+package redissync
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"replicator/internal/preflight"
+	"replicator/internal/retry"
+)
+
+// Pair keeps the keys of two Redis servers equal in one direction, and is moved to the other by a cutover. New only builds it; Run
+// works. All methods may be called concurrently.
+type Pair struct {
+	o      Options
+	log    *slog.Logger
+	err    error // of the URLs
+	source side
+	target side
+
+	copied atomic.Int64
+	gaps   atomic.Int64
+	strays atomic.Int64
+	ended  atomic.Bool
+	starts chan *flow
+
+	mu       sync.Mutex
+	changed  chan struct{}
+	running  bool
+	finished bool
+	paused   bool
+	active   *flow // copies
+	opposite *flow // armed: listens
+	frozen   *freeze
+	problems map[string]shown
+
+	controlMu sync.Mutex
+	controls  map[string]*session
+}
+
+// New builds a pair. URLs that can't be read are reported by Run and Check.
+func New(o Options) *Pair {
+	p := &Pair{o: o, log: o.log(), starts: make(chan *flow), changed: make(chan struct{}), problems: map[string]shown{}, controls: map[string]*session{}}
+	p.source.name, p.target.name = "source", "target"
+	var err1, err2 error
+	p.source.endpoint, err1 = parseEndpoint(o.SourceURL, o.SourceTLS)
+	p.target.endpoint, err2 = parseEndpoint(o.TargetURL, o.TargetTLS)
+	if err1 != nil {
+		err1 = fmt.Errorf("source of redis pair %s: %w", o.Name, err1)
+	}
+	if err2 != nil {
+		err2 = fmt.Errorf("target of redis pair %s: %w", o.Name, err2)
+	}
+	p.err = errors.Join(err1, err2)
+	return p
+}
+
+// Name returns the pair's name.
+func (p *Pair) Name() string { return p.o.Name }
+
+// side returns the origin of a direction: the target if reverse.
+func (p *Pair) side(reverse bool) side {
+	if reverse {
+		return p.target
+	}
+	return p.source
+}
+
+func (p *Pair) wake() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// Run synchronises until ctx ends: from source to target, or the other way if reverse. It reconnects by itself for ever; an error
+// says that trying again can't help: a URL that can't be read, a target that holds keys which aren't ours, a successor that has taken
+// the lead. A restart is like any other gap: both sides are reconciled. Only one Run at a time.
+func (p *Pair) Run(ctx context.Context, reverse bool) error {
+	if p.err != nil {
+		return p.err
+	}
+	p.mu.Lock()
+	if p.running {
+		p.mu.Unlock()
+		return errors.New("the pair runs already")
+	}
+	p.running = true
+	p.mu.Unlock()
+	defer p.stopped()
+	err := retry.Do(ctx, retry.Policy{Max: 3 * time.Second, Notify: func(err error, _ int, _ time.Duration) {
+		p.problem(problemOf(err, p.target, "start"))
+	}}, func(ctx context.Context) error { return p.enter(ctx, reverse) })
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		p.problem(problemOf(err, p.target, "start"))
+		return err
+	}
+	p.solved(p.target.name, "start")
+	f := newFlow(p, reverse, false)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		for {
+			select {
+			case f := <-p.starts:
+				g.Go(func() error { return f.run(ctx) })
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
+	g.Go(func() error { return f.run(ctx) })
+	g.Go(func() error { return p.watchSuccessors(ctx) })
+	p.mu.Lock()
+	p.active = f
+	f.gate.open(shutIdle)
+	if p.paused {
+		f.gate.forbid(shutPaused)
+	}
+	p.wake()
+	p.mu.Unlock()
+	return g.Wait()
+}
+
+func (p *Pair) stopped() {
+	p.mu.Lock()
+	p.running, p.active, p.opposite = false, nil, nil
+	p.wake()
+	p.mu.Unlock()
+	p.ended.Store(true)
+	p.controlMu.Lock()
+	defer p.controlMu.Unlock()
+	for _, s := range p.controls {
+		s.close()
+	}
+}
+
+// enter takes possession: it cuts off predecessors, and makes sure that the target is ours.
+func (p *Pair) enter(ctx context.Context, reverse bool) error {
+	for _, at := range []side{p.source, p.target} {
+		if err := p.succeed(ctx, at); err != nil {
+			return err
+		}
+	}
+	if reverse {
+		return nil
+	}
+	return p.claim(ctx)
+}
+
+var epochInName = regexp.MustCompile(`:e(\d+)$`)
+
+// succeed ends the connections of earlier terms on a server, and refuses to go on if there are some of a later one.
+func (p *Pair) succeed(ctx context.Context, at side) error {
+	v, err := p.control(ctx, at, command{"CLIENT", "LIST"})
+	if err != nil {
+		return err
+	}
+	for _, c := range parseClients(v.str) {
+		m := epochInName.FindStringSubmatch(c.name)
+		if m == nil || !strings.HasPrefix(c.name, p.o.namePrefix()) {
+			continue
+		}
+		epoch, _ := strconv.ParseInt(m[1], 10, 64)
+		switch {
+		case epoch > p.o.Epoch:
+			return retry.Stop(&preflight.Hinted{Code: "redis-superseded", Err: fmt.Errorf("another process leads this migration in term %d; this one had term %d", epoch, p.o.Epoch),
+				Hint: "nothing to do if you started it; otherwise find the second daemon and stop it"})
+		case epoch < p.o.Epoch:
+			p.log.Info("ending a connection of an earlier term", "side", at.name, "connection", c.name)
+			if _, err := p.control(ctx, at, command{"CLIENT", "KILL", "ID", c.id}); err != nil && !isReplyError(err) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// watchSuccessors ends Run when another process has taken the lead, and ends the connections of earlier terms that come back.
+func (p *Pair) watchSuccessors(ctx context.Context) error {
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for _, at := range []side{p.source, p.target} {
+			var h *preflight.Hinted
+			if err := p.succeed(ctx, at); errors.As(err, &h) {
+				return h
+			}
+		}
+	}
+}
+
+// claim refuses a target that holds keys and wasn't claimed before; else it marks the target as ours.
+func (p *Pair) claim(ctx context.Context) error {
+	v, err := p.control(ctx, p.target, command{"EXISTS", p.o.stateKey()})
+	if err != nil {
+		return err
+	}
+	if v.num == 1 {
+		return nil
+	}
+	n, err := p.foreignKeys(ctx)
+	if err != nil {
+		return err
+	}
+	if n > 0 && !p.o.Resuming {
+		return retry.Stop(targetNotEmpty(n))
+	}
+	_, err = p.control(ctx, p.target, command{"HSET", p.o.stateKey(), "claimed", time.Now().UTC().Format(time.RFC3339), "epoch", strconv.FormatInt(p.o.Epoch, 10)})
+	return err
+}
+
+func targetNotEmpty(n int64) error {
+	return &preflight.Hinted{Code: "redis-target-not-empty", Err: fmt.Errorf("the target Redis holds %d keys that replicator didn't write", n),
+		Hint: "they would be deleted: take an empty server, or empty this one (FLUSHALL) if nothing of it is needed, or move only certain databases"}
+}
+
+// foreignKeys counts the target's keys in our databases, as far as they are not replicator's own.
+func (p *Pair) foreignKeys(ctx context.Context) (int64, error) {
+	s := &session{endpoint: p.target.endpoint, name: p.o.connectionName("claim")}
+	defer s.close()
+	info, err := readInfo(ctx, s, "keyspace")
+	if err != nil {
+		return 0, err
+	}
+	var n int64
+	for _, db := range p.o.ownDatabases(mergeDatabases(info.databases)) {
+		if info.databases[db] > 1000 {
+			n += info.databases[db]
+			continue
+		}
+		if err := scanKeys(ctx, s, db, p.o, func(keys []string) error { n += int64(len(keys)); return nil }); err != nil {
+			return 0, err
+		}
+	}
+	return n, nil
+}
+
+// markCopied notes on the target that a first copy has been completed.
+func (p *Pair) markCopied(ctx context.Context) error {
+	_, err := p.control(ctx, p.target, command{"HSETNX", p.o.stateKey(), "copied", time.Now().UTC().Format(time.RFC3339)})
+	return err
+}
+
+// control runs commands that may be repeated on a connection kept for that purpose, once more if the connection had gone, and
+// returns the last reply.
+func (p *Pair) control(ctx context.Context, at side, cmds ...command) (value, error) {
+	p.controlMu.Lock()
+	defer p.controlMu.Unlock()
+	s := p.controls[at.name]
+	if s == nil {
+		s = &session{endpoint: at.endpoint, name: p.o.connectionName("control")}
+		p.controls[at.name] = s
+	}
+	for attempt := 0; ; attempt++ {
+		fresh := s.link == nil || s.link.dead
+		l, err := s.open(ctx)
+		if err != nil {
+			return value{}, err
+		}
+		vs, err := l.pipe(ctx, cmds)
+		if err != nil {
+			if fresh || attempt > 0 || ctx.Err() != nil {
+				return value{}, err
+			}
+			continue
+		}
+		for i, v := range vs {
+			if err := v.err(); err != nil {
+				return value{}, fmt.Errorf("%s on the %s: %w", strings.Join(cmds[i][:min(2, len(cmds[i]))], " "), at.name, err)
+			}
+		}
+		return vs[len(vs)-1], nil
+	}
+}
+
+// current waits for Run and returns the flow that copies.
+func (p *Pair) current(ctx context.Context) (*flow, error) {
+	for {
+		p.mu.Lock()
+		f, changed := p.active, p.changed
+		p.mu.Unlock()
+		if f != nil {
+			return f, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for redis pair %s to run: %w", p.o.Name, ctx.Err())
+		case <-changed:
+		}
+	}
+}
+
+// start hands a flow to Run.
+func (p *Pair) start(ctx context.Context, f *flow) error {
+	select {
+	case p.starts <- f:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// CaughtUp returns once everything that was written on the origin before the call is on the destination.
+func (p *Pair) CaughtUp(ctx context.Context) error {
+	f, err := p.current(ctx)
+	if err != nil {
+		return err
+	}
+	f.markStreams()
+	seq, err := f.fence(ctx)
+	if err != nil {
+		return err
+	}
+	return f.queue.await(ctx, seq)
+}
+
+// Resync reconciles both sides completely and returns when they are equal.
+func (p *Pair) Resync(ctx context.Context) error {
+	f, err := p.current(ctx)
+	if err != nil {
+		return err
+	}
+	f.gap("asked for by the operator")
+	return p.CaughtUp(ctx)
+}
+
+// Pause stops the copying; the feed goes on, so nothing is missed.
+func (p *Pair) Pause() {
+	p.mu.Lock()
+	p.paused = true
+	f := p.active
+	p.mu.Unlock()
+	if f != nil {
+		f.gate.forbid(shutPaused)
+	}
+}
+
+// Resume ends a Pause.
+func (p *Pair) Resume() {
+	p.mu.Lock()
+	p.paused = false
+	f := p.active
+	p.mu.Unlock()
+	if f != nil {
+		f.gate.open(shutPaused)
+	}
+}
+
+// Finish removes everything that replicator made on either server: its keys, and a pause that may still hold. Run must have ended,
+// or end soon after.
+func (p *Pair) Finish(ctx context.Context) error {
+	if p.err != nil {
+		return p.err
+	}
+	p.mu.Lock()
+	f, o := p.active, p.opposite
+	p.finished = true
+	p.mu.Unlock()
+	for _, x := range []*flow{f, o} {
+		if x != nil {
+			if err := x.halt(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	for _, at := range []side{p.source, p.target} {
+		if _, err := p.control(ctx, at, command{"CLIENT", "UNPAUSE"}); err != nil && !isReplyError(err) {
+			return fmt.Errorf("remove what replicator made on the %s: %w", at.name, err)
+		}
+		if _, err := p.control(ctx, at, command{"UNLINK", p.o.stateKey(), p.o.probeKey()}); err != nil {
+			return fmt.Errorf("remove what replicator made on the %s: %w", at.name, err)
+		}
+	}
+	return nil
+}
+
+func sortFindings(fs []preflight.Finding) {
+	slices.SortFunc(fs, func(a, b preflight.Finding) int {
+		return cmp.Or(cmp.Compare(a.Code, b.Code), cmp.Compare(a.Side, b.Side), cmp.Compare(a.Message, b.Message))
+	})
+}

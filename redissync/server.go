@@ -1,0 +1,202 @@
+package redissync
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// serverInfo is what INFO says of one server (Redis documentation, "INFO").
+type serverInfo struct {
+	version   version
+	runID     string
+	replID    string
+	role      string
+	cluster   bool
+	modules   []string
+	databases map[int]int64 // keys per database
+	calls     map[string]int64
+	fields    map[string]string
+}
+
+// version is major*10000 + minor*100 + patch of the Redis compatibility level; Valkey reports 7.2.4 there.
+type version int
+
+func (v version) String() string { return fmt.Sprintf("%d.%d.%d", v/10000, v/100%100, v%100) }
+
+func parseVersion(s string) version {
+	var a, b, c int
+	fmt.Sscanf(s, "%d.%d.%d", &a, &b, &c)
+	return version(a*10000 + b*100 + c)
+}
+
+// readInfo asks for the sections that decisions rest on; sections are asked for one by one since only 7.0 takes several.
+func readInfo(ctx context.Context, s *session, sections ...string) (serverInfo, error) {
+	if len(sections) == 0 {
+		sections = []string{"server", "replication", "keyspace", "commandstats", "memory", "cluster", "modules"}
+	}
+	l, err := s.open(ctx)
+	if err != nil {
+		return serverInfo{}, err
+	}
+	cmds := make([]command, len(sections))
+	for i, name := range sections {
+		cmds[i] = command{"INFO", name}
+	}
+	vs, err := l.pipe(ctx, cmds)
+	if err != nil {
+		return serverInfo{}, err
+	}
+	info := serverInfo{databases: map[int]int64{}, calls: map[string]int64{}, fields: map[string]string{}}
+	for _, v := range vs {
+		if err := v.err(); err != nil {
+			return serverInfo{}, fmt.Errorf("INFO: %w", err)
+		}
+		info.parse(v.str)
+	}
+	return info, nil
+}
+
+func (i *serverInfo) parse(text string) {
+	for line := range strings.Lines(text) {
+		name, val, ok := strings.Cut(strings.TrimSpace(line), ":")
+		if !ok || strings.HasPrefix(name, "#") {
+			continue
+		}
+		switch {
+		case name == "module":
+			i.modules = append(i.modules, between(val, "name=", ","))
+		case strings.HasPrefix(name, "db") && strings.HasPrefix(val, "keys="):
+			db, err := strconv.Atoi(name[2:])
+			n, _ := strconv.ParseInt(between(val, "keys=", ","), 10, 64)
+			if err == nil {
+				i.databases[db] = n
+			}
+		case strings.HasPrefix(name, "cmdstat_"):
+			n, _ := strconv.ParseInt(between(val, "calls=", ","), 10, 64)
+			i.calls[strings.ToLower(strings.TrimPrefix(name, "cmdstat_"))] = n
+		default:
+			i.fields[name] = val
+		}
+	}
+	i.version = parseVersion(i.fields["redis_version"])
+	i.runID, i.replID, i.role = i.fields["run_id"], i.fields["master_replid"], i.fields["role"]
+	i.cluster = i.fields["cluster_enabled"] == "1" || i.fields["redis_mode"] == "cluster"
+}
+
+func between(s, from, to string) string {
+	_, s, ok := strings.Cut(s, from)
+	if !ok {
+		return ""
+	}
+	s, _, _ = strings.Cut(s, to)
+	return s
+}
+
+func (i serverInfo) keys() (n int64) {
+	for _, k := range i.databases {
+		n += k
+	}
+	return n
+}
+
+// upheavals sums the calls of the commands that change keys without any event that names them.
+func (i serverInfo) upheavals() (n int64) {
+	for _, c := range []string{"swapdb", "flushall", "flushdb", "restore-asking"} {
+		n += i.calls[c]
+	}
+	return n + i.calls["debug"]
+}
+
+// functionCalls sums the calls that change the server's functions.
+func (i serverInfo) functionCalls() (n int64) {
+	for _, c := range []string{"load", "delete", "flush", "restore"} {
+		n += i.calls["function|"+c]
+	}
+	return n
+}
+
+// clock measures how far the server's clock is ahead of ours, by the fastest of a few exchanges, and how exact that is.
+func clock(ctx context.Context, s *session) (ahead, exact time.Duration, err error) {
+	exact = time.Hour
+	for range 7 {
+		before := time.Now()
+		v, err := s.do(ctx, "TIME")
+		if err != nil {
+			return 0, 0, err
+		}
+		took := time.Since(before)
+		if len(v.items) != 2 {
+			return 0, 0, fmt.Errorf("TIME: unexpected reply")
+		}
+		sec, _ := strconv.ParseInt(v.items[0].str, 10, 64)
+		usec, _ := strconv.ParseInt(v.items[1].str, 10, 64)
+		if took < exact {
+			exact = took
+			ahead = time.UnixMicro(sec*1e6 + usec).Sub(before.Add(took / 2))
+		}
+	}
+	return ahead, exact / 2, nil
+}
+
+// clockOffset is what must be added to an expiry read on origin so that it falls on the same instant on destination: zero where
+// the clocks agree as far as can be measured, so that equal expiries stay equal.
+func clockOffset(ctx context.Context, origin, destination *session) (time.Duration, error) {
+	a, ea, err := clock(ctx, origin)
+	if err != nil {
+		return 0, err
+	}
+	b, eb, err := clock(ctx, destination)
+	if err != nil {
+		return 0, err
+	}
+	d := b - a
+	if d.Abs() <= ea+eb+20*time.Millisecond {
+		return 0, nil
+	}
+	return d.Round(time.Millisecond), nil
+}
+
+// clientInfo is one line of CLIENT LIST.
+type clientInfo struct {
+	id, name, flags string
+}
+
+// doer runs one command; a link or a session.
+type doer interface {
+	do(ctx context.Context, args ...string) (value, error)
+}
+
+func listClients(ctx context.Context, s doer) ([]clientInfo, error) {
+	v, err := s.do(ctx, "CLIENT", "LIST")
+	if err != nil {
+		return nil, err
+	}
+	return parseClients(v.str), nil
+}
+
+func parseClients(text string) []clientInfo {
+	var out []clientInfo
+	for line := range strings.Lines(text) {
+		line = " " + strings.TrimSpace(line) + " "
+		out = append(out, clientInfo{id: between(line, " id=", " "), name: between(line, " name=", " "), flags: between(line, " flags=", " ")})
+	}
+	return out
+}
+
+func mergeDatabases(ms ...map[int]int64) []int {
+	set := map[int]struct{}{}
+	for _, m := range ms {
+		for db := range m {
+			set[db] = struct{}{}
+		}
+	}
+	return sortedInts(set)
+}
+
+func subtract(a, b []int) []int {
+	return slices.DeleteFunc(slices.Clone(a), func(x int) bool { return slices.Contains(b, x) })
+}

@@ -1,0 +1,257 @@
+package redissync
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// rounds is how often a difference is looked at again before it counts: a key that is being written to differs for a moment.
+const rounds = 8
+
+// Report is the outcome of a verification.
+type Report struct {
+	// Keys counts the keys compared.
+	Keys int64
+	// Mismatches counts the keys that stayed different.
+	Mismatches int
+	// Differences names the first of them.
+	Differences []Difference
+	Elapsed     time.Duration
+}
+
+// Difference is one key that isn't the same on both sides.
+type Difference struct {
+	Database int
+	Key      string
+	Kind     string // missing (on the destination), extra, different, expiry
+}
+
+// String names the key and what is wrong with it.
+func (d Difference) String() string {
+	return fmt.Sprintf("key %s of database %d (%s)", show(d.Key), d.Database, d.Kind)
+}
+
+// maxDifferences bounds the names in a Report.
+const maxDifferences = 100
+
+// VerifyNow compares every key of both sides, value and expiry, while everything goes on.
+func (p *Pair) VerifyNow(ctx context.Context) (Report, error) {
+	f, err := p.current(ctx)
+	if err != nil {
+		return Report{}, err
+	}
+	if _, err := f.ready(ctx, true); err != nil {
+		return Report{}, err
+	}
+	return p.verify(ctx, f, true)
+}
+
+// verifier compares keys between the sides of a flow.
+type verifier struct {
+	f                    *flow
+	origin, destination  *session
+	originInfo, destInfo serverInfo
+	offset               time.Duration
+	keys                 int64
+}
+
+func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
+	started := time.Now()
+	v := &verifier{
+		f:           f,
+		origin:      &session{endpoint: f.origin.endpoint, name: p.o.connectionName(f.role("verify"))},
+		destination: &session{endpoint: f.destination.endpoint, name: p.o.connectionName(f.role("verify"))},
+	}
+	defer v.origin.close()
+	defer v.destination.close()
+	var err error
+	if v.originInfo, err = readInfo(ctx, v.origin, "server", "keyspace"); err != nil {
+		return Report{}, fmt.Errorf("verify: %w", err)
+	}
+	if v.destInfo, err = readInfo(ctx, v.destination, "server", "keyspace"); err != nil {
+		return Report{}, fmt.Errorf("verify: %w", err)
+	}
+	f.mu.Lock()
+	v.offset = f.offset
+	gaps := f.gaps.Load()
+	var touched []keyID
+	if !f.verifiedFull {
+		all = true
+	}
+	if all {
+		f.verified, f.verifiedFull = map[keyID]struct{}{}, false
+	} else {
+		touched = slices.Collect(maps.Keys(f.verified))
+	}
+	f.mu.Unlock()
+	suspects, err := v.firstRound(ctx, all, touched)
+	if err != nil {
+		return Report{}, fmt.Errorf("verify: %w", err)
+	}
+	for round := 1; round < rounds && len(suspects) > 0; round++ {
+		if err := v.settle(ctx, round); err != nil {
+			return Report{}, fmt.Errorf("verify: %w", err)
+		}
+		if suspects, err = v.again(ctx, suspects); err != nil {
+			return Report{}, fmt.Errorf("verify: %w", err)
+		}
+	}
+	r := Report{Keys: v.keys, Mismatches: len(suspects), Elapsed: time.Since(started)}
+	for _, id := range sortedKeys(suspects) {
+		if len(r.Differences) < maxDifferences {
+			r.Differences = append(r.Differences, Difference{id.db, id.key, suspects[id]})
+		}
+	}
+	if len(suspects) == 0 && all {
+		f.mu.Lock()
+		f.verifiedFull = f.verified != nil && gaps == f.gaps.Load()
+		f.mu.Unlock()
+	}
+	p.o.Metrics.VerifyMismatches(len(suspects))
+	return r, nil
+}
+
+// settle gives the copying time to bring the destination up to date, unless it is stopped.
+func (v *verifier) settle(ctx context.Context, round int) error {
+	if v.f.gate.shutFor(shutDrained) || v.f.gate.shutFor(shutPaused) {
+		return ctx.Err()
+	}
+	wait := time.NewTimer(time.Duration(round) * 100 * time.Millisecond)
+	defer wait.Stop()
+	seq, err := v.f.fence(ctx)
+	if err != nil {
+		return err
+	}
+	if err := v.f.queue.await(ctx, seq); err != nil {
+		return err
+	}
+	select {
+	case <-wait.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (v *verifier) firstRound(ctx context.Context, all bool, touched []keyID) (map[keyID]string, error) {
+	suspects := map[keyID]string{}
+	if !all {
+		byDB := map[int][]string{}
+		for _, id := range touched {
+			byDB[id.db] = append(byDB[id.db], id.key)
+		}
+		for db, keys := range byDB {
+			for part := range slices.Chunk(keys, scanCount) {
+				v.keys += int64(len(part))
+				if err := v.compare(ctx, db, part, suspects); err != nil {
+					return nil, err
+				}
+			}
+		}
+		return suspects, nil
+	}
+	o := v.f.pair.o
+	for _, db := range o.ownDatabases(mergeDatabases(v.originInfo.databases, v.destInfo.databases)) {
+		err := scanKeys(ctx, v.origin, db, o, func(keys []string) error {
+			v.keys += int64(len(keys))
+			return v.compare(ctx, db, keys, suspects)
+		})
+		if err != nil {
+			return nil, err
+		}
+		err = scanKeys(ctx, v.destination, db, o, func(keys []string) error {
+			extra, err := missing(ctx, v.origin, db, keys)
+			if err != nil || len(extra) == 0 {
+				return err
+			}
+			return v.compare(ctx, db, extra, suspects)
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return suspects, nil
+}
+
+func (v *verifier) again(ctx context.Context, suspects map[keyID]string) (map[keyID]string, error) {
+	byDB := map[int][]string{}
+	for id := range suspects {
+		byDB[id.db] = append(byDB[id.db], id.key)
+	}
+	left := map[keyID]string{}
+	for db, keys := range byDB {
+		for part := range slices.Chunk(keys, scanCount) {
+			if err := v.compare(ctx, db, part, left); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return left, nil
+}
+
+// compare adds those keys to suspects that aren't the same on both sides.
+func (v *verifier) compare(ctx context.Context, db int, keys []string, suspects map[keyID]string) error {
+	return fetch(ctx, v.origin, v.originInfo.version, db, keys, func(keys []string, here []content) error {
+		at := 0
+		return fetch(ctx, v.destination, v.destInfo.version, db, keys, func(keys []string, there []content) error {
+			for i, k := range keys {
+				kind, err := v.judge(ctx, db, k, here[at+i], there[i])
+				if err != nil {
+					return err
+				}
+				if kind != "" {
+					suspects[keyID{db, k}] = kind
+				}
+			}
+			at += len(keys)
+			return nil
+		})
+	})
+}
+
+// judge says how a key differs; empty if it doesn't.
+func (v *verifier) judge(ctx context.Context, db int, key string, here, there content) (string, error) {
+	switch {
+	case here.absent() && there.absent():
+		return "", nil
+	case here.absent():
+		return "extra", nil
+	case there.absent():
+		return "missing", nil
+	}
+	if here.body() != there.body() {
+		// The same value may be encoded in several ways: only the decoded values count.
+		a, err := decode(ctx, v.origin, db, key)
+		if err != nil {
+			return "", err
+		}
+		b, err := decode(ctx, v.destination, db, key)
+		if err != nil {
+			return "", err
+		}
+		if a != b {
+			return "different", nil
+		}
+	}
+	if !near(expiryThere(here, v.offset), there.expires, v.f.pair.o.tolerance()) {
+		return "expiry", nil
+	}
+	return "", nil
+}
+
+func sortedKeys(m map[keyID]string) []keyID {
+	out := slices.Collect(maps.Keys(m))
+	slices.SortFunc(out, func(a, b keyID) int {
+		if a.db != b.db {
+			return a.db - b.db
+		}
+		if a.key < b.key {
+			return -1
+		}
+		return 1
+	})
+	return out
+}

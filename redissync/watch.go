@@ -1,0 +1,212 @@
+package redissync
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"replicator/internal/preflight"
+	"replicator/internal/retry"
+)
+
+// runWatch looks at both servers every second for what the feed can't tell: restarts, failovers, SWAPDB and FLUSH, consumer groups,
+// functions, strangers that write on the destination, and whether the feed is alive.
+func (f *flow) runWatch(ctx context.Context) error {
+	origin := &session{endpoint: f.origin.endpoint, name: f.pair.o.connectionName(f.role("watch"))}
+	destination := &session{endpoint: f.destination.endpoint, name: f.pair.o.connectionName(f.role("watch"))}
+	defer origin.close()
+	defer destination.close()
+	err := retry.Do(ctx, f.policy("clock", f.destination), func(ctx context.Context) error {
+		offset, err := clockOffset(ctx, origin, destination)
+		if err != nil {
+			return err
+		}
+		f.mu.Lock()
+		f.offset = offset
+		f.mu.Unlock()
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	f.pair.solved(f.destination.name, direction(f.reverse)+" clock")
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		for _, at := range []struct {
+			side  side
+			check func() error
+		}{
+			{f.origin, func() error { return f.lookAtOrigin(ctx, origin) }},
+			{f.destination, func() error { return f.lookAtDestination(ctx, destination) }},
+			{f.origin, func() error { return f.pollStreams(ctx, origin) }},
+		} {
+			err := at.check()
+			if err != nil {
+				err = at.check() // a connection that was idle or evicted needs no mention
+			}
+			if err != nil && ctx.Err() == nil {
+				f.pair.problem(problemOf(err, at.side, direction(f.reverse)+" watch"))
+			} else if err == nil {
+				f.pair.solved(at.side.name, direction(f.reverse)+" watch")
+			}
+		}
+		f.mu.Lock()
+		fd := f.feed
+		f.mu.Unlock()
+		if fd != nil {
+			if err := fd.ping(ctx); err == nil {
+				f.mu.Lock()
+				f.heard = time.Now()
+				f.mu.Unlock()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// lookAtOrigin compares the origin with how it was last seen, and notes a gap where changes may have happened unreported.
+func (f *flow) lookAtOrigin(ctx context.Context, s *session) error {
+	info, err := readInfo(ctx, s, "server", "replication", "keyspace", "commandstats")
+	if err != nil {
+		return err
+	}
+	now := seen{ok: true, runID: info.runID, replID: info.replID, upheavals: info.upheavals(), functions: info.functionCalls()}
+	f.mu.Lock()
+	was := f.originSeen
+	f.originSeen, f.originInfo = now, info
+	f.wake()
+	f.mu.Unlock()
+	switch {
+	case !was.ok:
+	case was.runID != now.runID:
+		f.gap("the origin was restarted or replaced")
+	case was.replID != now.replID:
+		f.gap("the origin has failed over")
+	case was.upheavals != now.upheavals:
+		f.gap("SWAPDB or FLUSH on the origin")
+	}
+	f.judgeRole(info, f.origin)
+	return nil
+}
+
+func (f *flow) judgeRole(info serverInfo, at side) {
+	key := direction(f.reverse) + " role"
+	if info.role == "master" {
+		f.pair.solved(at.name, key)
+		return
+	}
+	f.pair.problem(at.name+" "+key, preflight.Finding{Code: "redis-not-primary", Severity: preflight.Error, Side: at.name,
+		Message: "the " + at.name + " Redis is a replica", Hint: "give the address of the primary, as the provider's primary endpoint does"})
+}
+
+// writes are the commands by which applications change keys (Redis documentation, "Command reference"), without those that
+// replicator itself runs on a destination, whose counts tell nothing about strangers: RESTORE, UNLINK, PSETEX, HSETNX.
+var writes = strings.Fields(`append bitfield bitop blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin copy decr decrby expire
+	expireat flushall flushdb geoadd georadius georadiusbymember geosearchstore getdel getex getset hdel hexpire hgetdel hgetex hincrby
+	hincrbyfloat hmset hset hsetex incr incrby incrbyfloat linsert lmove lmpop lpop lpush lpushx lrem lset ltrim move mset msetnx persist
+	pexpire pexpireat pfadd pfmerge rename renamenx rpop rpoplpush rpush rpushx sadd sdiffstore set setbit setex setnx setrange
+	sinterstore smove sort spop srem sunionstore swapdb xack xadd xautoclaim xclaim xdel xreadgroup xsetid xtrim zadd zdiffstore
+	zincrby zinterstore zmpop zpopmax zpopmin zrangestore zrem zremrangebylex zremrangebyrank zremrangebyscore zunionstore`)
+
+// lookAtDestination notes a gap where the destination has lost or changed data, and names strangers that write there.
+func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
+	info, err := readInfo(ctx, s, "server", "replication", "keyspace", "commandstats")
+	if err != nil {
+		return err
+	}
+	now := seen{ok: true, runID: info.runID, replID: info.replID, upheavals: info.upheavals(), calls: map[string]int64{}}
+	f.mu.Lock()
+	was := f.destSeen
+	for _, c := range writes {
+		now.calls[c] = info.calls[c]
+	}
+	f.destSeen = now
+	f.wake()
+	f.mu.Unlock()
+	f.judgeRole(info, f.destination)
+	if !was.ok {
+		return nil
+	}
+	switch {
+	case was.runID != now.runID:
+		f.gap("the destination was restarted or replaced")
+		return nil
+	case was.replID != now.replID:
+		f.gap("the destination has failed over")
+	case was.upheavals != now.upheavals:
+		f.gap("SWAPDB or FLUSH on the destination")
+	}
+	var strays int64
+	var names []string
+	for _, c := range writes {
+		if d := now.calls[c] - was.calls[c]; d > 0 {
+			strays += d
+			names = append(names, c)
+		}
+	}
+	if strays > 0 && !f.gate.shutFor(shutDrained) { // drained: the application may have been let in already
+		total := f.pair.strays.Add(strays)
+		f.pair.problemFor(f.destination.name+" strays", preflight.Finding{Code: "redis-stray-writes", Severity: preflight.Warning, Side: f.destination.name,
+			Message: fmt.Sprintf("%d write commands (lately %s) were run on the %s Redis, which only follows the %s", total, strings.Join(names[:min(len(names), 5)], ", "), f.destination.name, f.origin.name),
+			Hint:    "find with CLIENT LIST who still writes there and point it to the " + f.origin.name + "; then make both sides equal with: replicator resync --pair " + f.pair.o.Name}, 10*time.Minute)
+	}
+	return nil
+}
+
+// pollStreams marks streams whose consumer groups have changed: XACK, XCLAIM and XREADGROUP are reported by no feed.
+func (f *flow) pollStreams(ctx context.Context, s *session) error {
+	f.mu.Lock()
+	ids := slices.Collect(maps.Keys(f.streams))
+	f.mu.Unlock()
+	byDB := map[int][]keyID{}
+	for _, id := range ids {
+		byDB[id.db] = append(byDB[id.db], id)
+	}
+	for db, ids := range byDB {
+		for ids := range slices.Chunk(ids, batchKeys) {
+			units := make([]unit, len(ids))
+			for i, id := range ids {
+				units[i] = unit{id.key, []command{{"XINFO", "GROUPS", id.key}}}
+			}
+			replies, err := s.exec(ctx, db, units)
+			if err != nil {
+				return err
+			}
+			for i, r := range replies {
+				sign := ""
+				if r[0].err() == nil && len(r[0].items) > 0 {
+					sign = fmt.Sprint(r[0].items)
+				}
+				f.mu.Lock()
+				was, known := f.streams[ids[i]]
+				if known {
+					f.streams[ids[i]] = sign
+				}
+				f.mu.Unlock()
+				if known && was != sign {
+					f.queue.mark(ids[i])
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// markStreams marks every stream, as a freeze wants it, and tells how many there are.
+func (f *flow) markStreams() int {
+	f.mu.Lock()
+	ids := slices.Collect(maps.Keys(f.streams))
+	f.mu.Unlock()
+	if len(ids) > 0 {
+		f.queue.mark(ids...)
+	}
+	return len(ids)
+}
