@@ -83,6 +83,6 @@ func errLapsed(pair string, last error) error {
 }
 
 func errMismatches(pair string, n int) error {
-	return refuse("cutover-verify-mismatch", fmt.Errorf("pair %s: verification found %d differences", pair, n),
+	return refuse("cutover-verify-mismatch", fmt.Errorf("found %d differences", n),
 		"nothing was switched: run `replicator verify --pair %s` to see them, and --repair to mend them", pair)
 }

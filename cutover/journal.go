@@ -10,7 +10,7 @@ import (
 )
 
 // journalTimeout bounds one call of the journal, after which its outcome is asked for.
-const journalTimeout = 5 * time.Second
+const journalTimeout = 10 * time.Second
 
 // load reads the journal until it answers, and takes over its record.
 func (c *Coordinator) load(ctx context.Context) error {

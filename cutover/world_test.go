@@ -50,7 +50,7 @@ type world struct {
 	takes    map[string]time.Duration     // by "pair.method" or "method"
 	fails    map[string]error             // an error for every call, by the same names
 	findings map[string][]preflight.Finding
-	mismatch int
+	mismatch map[string]int
 	wrong    []string // violations of the invariants
 }
 
@@ -121,7 +121,16 @@ func (p *process) do(ctx context.Context, op, method string, effect func() error
 			return ctx.Err()
 		}
 	}
-	hang := func() error { <-ctx.Done(); return context.Cause(ctx) }
+	hang := func() error { // until the caller, or at last TCP, gives up
+		timer := time.NewTimer(10 * time.Minute)
+		defer timer.Stop()
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-timer.C:
+			return errNetwork
+		}
+	}
 	err := func() error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -264,7 +273,7 @@ func (f *fakePair) Sequences(ctx context.Context, _ bool) error {
 }
 
 func (f *fakePair) Verify(ctx context.Context, _ bool) (n int, err error) {
-	err = f.do(ctx, "verify", func() error { n = f.p.mismatch; return nil })
+	err = f.do(ctx, "verify", func() error { n = f.p.mismatch[f.d.name]; return nil })
 	return n, err
 }
 
@@ -377,13 +386,18 @@ func until(t *testing.T, what string, cond func() bool) {
 		if time.Now().After(end) {
 			t.Fatalf("waited 6 hours of the bubble's time for %s", what)
 		}
-		<-time.After(10 * time.Millisecond)
+		<-time.After(50 * time.Millisecond)
 	}
 }
 
 // ended waits until the life's attempt, or the life itself, has ended.
 func (l *life) ended(t *testing.T) {
 	t.Helper()
+	defer func() {
+		if t.Failed() {
+			t.Logf("status: %+v", l.Status())
+		}
+	}()
 	until(t, "the attempt's end", func() bool {
 		select {
 		case <-l.done:
