@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"replicator/internal/preflight"
 	"replicator/internal/retry"
@@ -137,7 +138,7 @@ func (l *life) attempt(t *testing.T, q Request) string {
 func TestStartRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld("a")
-		w.takes["drain"] = 5e9
+		w.takes["drain"] = 5 * time.Second
 		idle := New(Options{})
 		if _, err := idle.Start(t.Context(), Request{}); !errors.Is(err, ErrNotReady) {
 			t.Errorf("before Run: %v, want ErrNotReady", err)
@@ -198,6 +199,7 @@ func TestAttemptIDsSort(t *testing.T) {
 func TestConcurrentStartsGiveOneAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld("a", "b")
+		w.takes["drain"] = time.Second
 		l := w.boot(t, nil)
 		defer l.halt()
 		l.ended(t)
