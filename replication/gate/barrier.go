@@ -173,7 +173,7 @@ func (g *Gate) mustBeArmed(ctx context.Context) error {
 		return nil
 	}
 	var now time.Time
-	if err := g.pool.QueryRow(ctx, `SELECT pg_catalog.clock_timestamp()`).Scan(&now); err != nil {
+	if err := g.pool.QueryRow(ctx, clockSQL).Scan(&now); err != nil {
 		return fmt.Errorf("read the server's clock: %w", err)
 	}
 	if !b.Armed || !now.Before(b.Deadline) {

@@ -101,7 +101,7 @@ func TestBarrierWaitsForPreparedTransactionsAndNamesThem(t *testing.T) {
 	f.blocked(t, done, 1)
 	mustExec(t, app, `PREPARE TRANSACTION 'payment 7'`)
 	f.blocked(t, done, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	err := f.gate.Barrier(ctx)
 	contains(t, err, `prepared transaction "payment 7"`, roleOf(t, f.app), "public.scratch", "ROLLBACK PREPARED")
@@ -119,7 +119,7 @@ func TestBarrierNamesTheHolder(t *testing.T) {
 	mustExec(t, app, `BEGIN`)
 	mustExec(t, app, `INSERT INTO entries (account, note) VALUES (1, 'hunter2')`)
 	f.arm(t, "x", time.Minute)
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	err := f.gate.Barrier(ctx)
 	contains(t, err, "web.1", roleOf(t, f.app), "idle in transaction", "public.entries", "pg_terminate_backend")
@@ -197,8 +197,8 @@ func TestOldSnapshotsMeetTheArmedGate(t *testing.T) {
 		// Renewed and shortened from within the snapshot's life: the session reads the deadline of now.
 		mustExec(t, app, begin)
 		mustExec(t, app, `SELECT 1`)
-		f.arm(t, "x", 200*time.Millisecond)
-		over := time.Now().Add(210 * time.Millisecond)
+		f.arm(t, "x", time.Second)
+		over := time.Now().Add(1010 * time.Millisecond)
 		f.arm(t, "x", time.Minute)
 		eventually(t, "the first deadline is over", func() bool {
 			var past bool

@@ -9,7 +9,7 @@
 //
 // Authority: the function's body in pg_proc is the only state. A fresh process reads it with State; nothing is kept in memory.
 //
-// States: absent → disarmed → armed until a deadline (renewable) → permanent → disarmed. An armed gate whose deadline has passed
+// States: absent → disarmed → armed until a deadline (Arm, Renew) → permanent (Seal; Arm with ttl 0) → disarmed. An armed gate whose deadline has passed
 // lets every statement through by itself. Permanent never falls back to a deadline: Disarm comes between, on purpose.
 //
 // Why the barrier is exact. A statement locks its table in ROW EXCLUSIVE mode (TRUNCATE: ACCESS EXCLUSIVE), then processes pending

@@ -27,8 +27,8 @@ const (
 var (
 	// ErrNotInstalled: replicator.gate() doesn't exist.
 	ErrNotInstalled = errors.New("the write gate is not installed on this database: call Install first")
-	// ErrNotArmed: Barrier was asked for without an armed gate, so nothing would hold later writers back.
-	ErrNotArmed = errors.New("the write gate is not armed, or its deadline has passed: writes may have been let through, so freeze anew")
+	// ErrNotArmed: Barrier without an armed gate, so that nothing would hold later writers back; Renew or Seal without one of that token.
+	ErrNotArmed = errors.New("the write gate is not armed by this attempt, or its deadline has passed: writes may have been let through, so freeze anew")
 	// ErrExpired: the deadline of this arming passed before it could be renewed. Writes may have passed since; a barrier
 	// reached before it proves nothing any more.
 	ErrExpired = errors.New("the write gate's deadline passed before it was renewed: writes may have been let through, so freeze anew")
@@ -66,54 +66,84 @@ func Pass(ctx context.Context, tx pgx.Tx, token string) error {
 }
 
 // Arm makes every statement on a gated table that starts after Arm has returned fail with SQLSTATE 25006, until ttl from now by the
-// server's clock; ttl 0 is for ever. Called again it moves the deadline, or makes the freeze permanent, without a moment in
-// between at which a write could pass. Transactions that have written already go on: wait for them with Barrier.
+// server's clock; ttl 0 is for ever. Called again with the same token it does what Renew does. Transactions that have written already go
+// on: wait for them with Barrier.
 //
-// Renewing with the token of an arming whose deadline has passed is ErrExpired; so is making it permanent with less than a second
-// left, or where the deadline passed while the change was being committed: the caller must then thaw (Disarm). A different token is a new
-// freeze. ErrPermanent, if the gate is shut permanently and ttl is not 0.
+// The token of an arming whose deadline has passed is ErrExpired: the caller must thaw (Disarm) or begin anew with another token.
+// ErrPermanent, if the gate is shut permanently and ttl is not 0.
 func (g *Gate) Arm(ctx context.Context, token string, ttl time.Duration) error {
+	if err := g.arm(ctx, token, ttl, false); err != nil {
+		return fmt.Errorf("arm the write gate: %w", err)
+	}
+	return nil
+}
+
+// Renew moves the deadline of a gate that is armed with this token to ttl from now, without a moment in between at which a write could
+// pass. Unlike Arm it never arms a gate that isn't, so that a process which was cut off and comes back can't freeze the application
+// again: ErrNotArmed, if somebody disarmed it or armed it with another token. ErrExpired, if the deadline has passed, be it while
+// the change was being committed: writes may have passed then, and the caller must thaw.
+func (g *Gate) Renew(ctx context.Context, token string, ttl time.Duration) error {
+	if ttl == 0 {
+		return errors.New("renew the write gate: a time to live is needed; Seal makes the freeze permanent")
+	}
+	if err := g.arm(ctx, token, ttl, true); err != nil {
+		return fmt.Errorf("renew the write gate: %w", err)
+	}
+	return nil
+}
+
+// Seal makes the freeze under this token permanent, under the rules of Renew; ErrExpired also with less than a second left. A gate
+// sealed with this token already is left as it is.
+func (g *Gate) Seal(ctx context.Context, token string) error {
+	if err := g.arm(ctx, token, 0, true); err != nil {
+		return fmt.Errorf("seal the write gate: %w", err)
+	}
+	return nil
+}
+
+func (g *Gate) arm(ctx context.Context, token string, ttl time.Duration, only bool) error {
 	if token == "" || ttl < 0 {
-		return fmt.Errorf("arm the write gate: a token and a time to live of zero or more are needed")
+		return errors.New("a token and a time to live of zero or more are needed")
 	}
 	want := body{Token: hashToken(token), Permanent: ttl == 0, Armed: true}
 	var until time.Time // the deadline that had to hold until the change was visible
-	err := g.change(ctx, func(ctx context.Context, tx pgx.Tx, now time.Time, have body) (body, error) {
+	err := g.change(ctx, func(tx pgx.Tx, now time.Time, have body) (body, error) {
 		until = time.Time{}
-		if have.Permanent && ttl != 0 {
+		held := have.Armed && have.Token == want.Token
+		switch left := have.Deadline.Sub(now); {
+		case only && !held:
+			return body{}, ErrNotArmed
+		case have.Permanent && ttl != 0:
 			return body{}, ErrPermanent
-		}
-		if have.Armed && !have.Permanent && have.Token == want.Token {
-			left := have.Deadline.Sub(now)
-			if left <= 0 || (ttl == 0 && left < sealMargin) {
-				return body{}, ErrExpired
-			}
+		case held && !have.Permanent && (left <= 0 || (ttl == 0 && left < sealMargin)):
+			return body{}, ErrExpired
+		case held && !have.Permanent:
 			until = have.Deadline
 		}
 		if ttl != 0 {
 			want.Deadline = now.Add(ttl)
 		}
-		return want, nil
+		// An event trigger of the application's that logs DDL into a gated table runs in this transaction.
+		return want, Pass(ctx, tx, token)
 	})
-	if err != nil {
-		return fmt.Errorf("arm the write gate: %w", err)
-	}
-	if until.IsZero() {
-		return nil
+	if err != nil || until.IsZero() {
+		return err
 	}
 	var now time.Time
-	if err := g.pool.QueryRow(ctx, `SELECT pg_catalog.clock_timestamp()`).Scan(&now); err != nil {
-		return fmt.Errorf("arm the write gate: read the server's clock: %w", err)
+	if err := g.pool.QueryRow(ctx, clockSQL).Scan(&now); err != nil {
+		return fmt.Errorf("read the server's clock: %w", err)
 	}
 	if !now.Before(until) {
-		return fmt.Errorf("arm the write gate: %w", ErrExpired)
+		return ErrExpired
 	}
 	return nil
 }
 
+const clockSQL = `SELECT pg_catalog.clock_timestamp()`
+
 // Disarm lets every statement through that starts afterwards. It does nothing where no gate is installed.
 func (g *Gate) Disarm(ctx context.Context) error {
-	err := g.change(ctx, func(context.Context, pgx.Tx, time.Time, body) (body, error) { return body{}, nil })
+	err := g.change(ctx, func(pgx.Tx, time.Time, body) (body, error) { return body{}, nil })
 	if err != nil && !errors.Is(err, ErrNotInstalled) {
 		return fmt.Errorf("disarm the write gate: %w", err)
 	}
@@ -121,7 +151,7 @@ func (g *Gate) Disarm(ctx context.Context) error {
 }
 
 // change replaces the function's body by what decide makes of the present one, in one short synchronous transaction.
-func (g *Gate) change(ctx context.Context, decide func(context.Context, pgx.Tx, time.Time, body) (body, error)) error {
+func (g *Gate) change(ctx context.Context, decide func(pgx.Tx, time.Time, body) (body, error)) error {
 	return pgx.BeginTxFunc(ctx, g.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
 		if err := lockFunction(ctx, tx); err != nil {
 			return err
@@ -131,18 +161,25 @@ func (g *Gate) change(ctx context.Context, decide func(context.Context, pgx.Tx, 
 			return err
 		}
 		var now time.Time
-		if err := tx.QueryRow(ctx, `SELECT pg_catalog.clock_timestamp()`).Scan(&now); err != nil {
+		if err := tx.QueryRow(ctx, clockSQL).Scan(&now); err != nil {
 			return fmt.Errorf("read the server's clock: %w", err)
 		}
-		want, err := decide(ctx, tx, now, have)
+		want, err := decide(tx, now, have)
 		if err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, want.create()); err != nil {
-			return fmt.Errorf("replace replicator.gate(): %w", err)
+			return fmt.Errorf("replace replicator.gate(): %w%s", err, ownerHint(err))
 		}
 		return nil
 	})
+}
+
+func ownerHint(err error) string {
+	if postgres.Code(err) != postgres.CodeInsufficientPriv {
+		return ""
+	}
+	return ": connect with the role that installed the gate, or give this one the function (ALTER FUNCTION replicator.gate() OWNER TO …)"
 }
 
 // lockFunctionSQL also keeps a database-wide synchronous_commit = off from letting a crash undo a permanent freeze. The number is

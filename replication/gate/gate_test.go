@@ -134,7 +134,7 @@ func TestDeadlineOpensByItself(t *testing.T) {
 	f := newFixture(t)
 	f.install(t)
 	app := pgtest.Connect(t, f.app)
-	f.arm(t, "secret", 150*time.Millisecond)
+	f.arm(t, "secret", time.Second)
 	wantRefused(t, app, `UPDATE accounts SET balance = 2`)
 	eventually(t, "the deadline passes", func() bool {
 		_, err := app.Exec(t.Context(), `UPDATE accounts SET balance = 2`)
@@ -162,8 +162,8 @@ func TestPermanentIsNeverWeakened(t *testing.T) {
 	f := newFixture(t)
 	f.install(t)
 	app := pgtest.Connect(t, f.app)
-	f.arm(t, "secret", 500*time.Millisecond)
-	if err := f.gate.Arm(t.Context(), "secret", 0); !errors.Is(err, ErrExpired) {
+	f.arm(t, "brief", 500*time.Millisecond)
+	if err := f.gate.Arm(t.Context(), "brief", 0); !errors.Is(err, ErrExpired) {
 		t.Errorf("sealing with less than a second left: %v", err)
 	}
 	f.arm(t, "secret", time.Minute)
@@ -182,6 +182,79 @@ func TestPermanentIsNeverWeakened(t *testing.T) {
 	if err := f.gate.Barrier(t.Context()); err != nil {
 		t.Error(err)
 	}
+}
+
+// A process that was cut off and comes back can prolong or seal only what is still its own freeze.
+func TestRenewAndSealNeedALivingFreeze(t *testing.T) {
+	f := newFixture(t)
+	f.install(t)
+	app := pgtest.Connect(t, f.app)
+	refused := func(when string, want error) {
+		t.Helper()
+		if err := f.gate.Renew(t.Context(), "mine", time.Minute); !errors.Is(err, want) {
+			t.Errorf("%s: Renew gave %v", when, err)
+		}
+		if err := f.gate.Seal(t.Context(), "mine"); !errors.Is(err, want) {
+			t.Errorf("%s: Seal gave %v", when, err)
+		}
+	}
+	refused("never armed", ErrNotArmed)
+	f.arm(t, "mine", time.Minute)
+	if err := f.gate.Disarm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	refused("disarmed by another", ErrNotArmed)
+	mustExec(t, app, `UPDATE accounts SET balance = 1`)
+	f.arm(t, "theirs", time.Minute)
+	refused("armed by another", ErrNotArmed)
+	if err := f.gate.Disarm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.arm(t, "mine", time.Millisecond)
+	eventually(t, "it expires", func() bool {
+		s, err := f.gate.State(t.Context())
+		return err == nil && s.Expired
+	})
+	refused("expired", ErrExpired)
+	if err := f.gate.Disarm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.arm(t, "mine", time.Minute)
+	if err := f.gate.Renew(t.Context(), "mine", 2*time.Minute); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if err := f.gate.Seal(t.Context(), "mine"); err != nil {
+			t.Error(err)
+		}
+	}
+	if s, err := f.gate.State(t.Context()); err != nil || !s.Permanent {
+		t.Errorf("state %+v %v", s, err)
+	}
+}
+
+// An application may log DDL by an event trigger into a table that is gated.
+func TestEventTriggerThatWritesIsNoObstacle(t *testing.T) {
+	f := newFixture(t)
+	pgtest.Exec(t, f.super, `CREATE FUNCTION log_ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO public.audit VALUES (7); END'`,
+		`CREATE EVENT TRIGGER log_ddl ON ddl_command_end EXECUTE FUNCTION log_ddl()`)
+	f.install(t)
+	f.arm(t, "x", time.Minute)
+	f.arm(t, "x", time.Minute)
+	if err := f.gate.Seal(t.Context(), "x"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.gate.Disarm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAnotherOwnerIsNamedBeforeTheFreeze(t *testing.T) {
+	f := newFixture(t)
+	f.install(t)
+	pgtest.Exec(t, f.super, `ALTER FUNCTION replicator.gate() OWNER TO postgres`)
+	contains(t, f.gate.Install(t.Context(), f.tables), "belongs to another role", "OWNER TO")
+	contains(t, f.gate.Arm(t.Context(), "x", time.Minute), "connect with the role that installed the gate")
 }
 
 func TestInstallMendsWhatWasTamperedWith(t *testing.T) {

@@ -61,7 +61,9 @@ func (g *Gate) Install(ctx context.Context, tables []replication.TableName) erro
 
 func (g *Gate) installFunction(ctx context.Context) error {
 	// Looked for first: on a database where everything is in place nothing is written, and no CREATE right is needed.
-	if _, err := readBody(ctx, g.pool); !errors.Is(err, ErrNotInstalled) {
+	if _, err := readBody(ctx, g.pool); err == nil {
+		return g.mayReplace(ctx)
+	} else if !errors.Is(err, ErrNotInstalled) {
 		return err
 	}
 	return pgx.BeginTxFunc(ctx, g.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
@@ -79,6 +81,22 @@ func (g *Gate) installFunction(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+const mayReplaceSQL = `
+SELECT pg_has_role(p.proowner, 'USAGE') FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname = 'replicator' AND p.proname = 'gate' AND p.pronargs = 0`
+
+// mayReplace tells now, and not at the freeze, that another role owns the function.
+func (g *Gate) mayReplace(ctx context.Context) error {
+	var may bool
+	if err := g.pool.QueryRow(ctx, mayReplaceSQL).Scan(&may); err != nil {
+		return fmt.Errorf("read the owner of replicator.gate(): %w", err)
+	}
+	if !may {
+		return errors.New("replicator.gate() belongs to another role: connect with the role that installed the gate, or give this one the function (ALTER FUNCTION replicator.gate() OWNER TO …)")
+	}
+	return nil
 }
 
 type relation struct {

@@ -137,7 +137,7 @@ func TestLongReader(t *testing.T) {
 	}
 	stop := make(chan struct{})
 	reads := stampede(t.Context(), pgtest.Connect(t, f.app), `SELECT * FROM accounts`, stop)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 	defer cancel()
 	err := f.gate.Uninstall(ctx)
 	contains(t, err, "public.accounts", "still busy", "what is done stays done")

@@ -62,7 +62,7 @@ func (g *Gate) State(ctx context.Context) (State, error) {
 	} else if err != nil {
 		return State{}, err
 	}
-	if err := g.pool.QueryRow(ctx, `SELECT pg_catalog.clock_timestamp()`).Scan(&now); err != nil {
+	if err := g.pool.QueryRow(ctx, clockSQL).Scan(&now); err != nil {
 		return State{}, fmt.Errorf("read the server's clock: %w", err)
 	}
 	s := State{Installed: true, Permanent: b.Permanent, Deadline: b.Deadline, token: b.Token}
