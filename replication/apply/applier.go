@@ -329,5 +329,15 @@ func (a *Applier) commit(ctx context.Context, b *replication.Batch) (uint64, err
 	if err != nil {
 		return 0, fmt.Errorf("commit up to %s: %w", b.Position, err)
 	}
-	return uint64(lsn), nil
+	return endOfRecord(uint64(lsn)), nil
+}
+
+// endOfRecord turns an insert position into the end of the record before it. At the start of a page the insert position already counts
+// the page's header (40 bytes at most), which nobody flushes before there is a record in the page.
+func endOfRecord(lsn uint64) uint64 {
+	const page, header = 8192, 40
+	if off := lsn % page; off <= header {
+		return lsn - off
+	}
+	return lsn
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -92,17 +93,28 @@ func ForgetPosition(ctx context.Context, pool *pgxpool.Pool, id postgres.Identit
 	return nil
 }
 
-// Beat writes the heartbeat row with a token, so that the stream carries a transaction of ours, and returns the write-ahead log
-// position after its commit.
-func Beat(ctx context.Context, pool *pgxpool.Pool, token string) (lsn string, err error) {
-	_, err = pool.Exec(ctx, `INSERT INTO replicator.heartbeat (id, token) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET token = excluded.token, at = clock_timestamp()`, token)
+// Beat writes the heartbeat row with a token and commits it synchronously, so that the stream carries a transaction of ours. It returns
+// the write-ahead log flush position after the commit: whatever had committed before Beat was called lies below it.
+func Beat(ctx context.Context, pool *pgxpool.Pool, token string) (uint64, error) {
+	var text string
+	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `INSERT INTO replicator.heartbeat (id, token) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET token = excluded.token, at = clock_timestamp()`, token)
+		return err
+	})
 	if err == nil {
-		err = pool.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&lsn)
+		err = pool.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text`).Scan(&text)
 	}
 	if err != nil {
-		return "", fmt.Errorf("write a heartbeat: %w", err)
+		return 0, fmt.Errorf("write a heartbeat: %w", err)
 	}
-	return lsn, nil
+	lsn, err := pglogrepl.ParseLSN(text)
+	if err != nil {
+		return 0, fmt.Errorf("write a heartbeat: %w", err)
+	}
+	return uint64(lsn), nil
 }
 
 // Lead is the held lead of a migration.
@@ -180,3 +192,16 @@ func (l *Lead) Release(ctx context.Context) {
 	defer cancel()
 	_ = l.conn.Close(ctx)
 }
+
+// Flushed is the write-ahead log position up to which the database's server has flushed.
+func Flushed(ctx context.Context, pool *pgxpool.Pool) (uint64, error) {
+	var text string
+	if err := pool.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text`).Scan(&text); err != nil {
+		return 0, fmt.Errorf("read the flush position: %w", err)
+	}
+	lsn, err := pglogrepl.ParseLSN(text)
+	return uint64(lsn), err
+}
+
+// Flush makes the server flush its write-ahead log up to now, by a synchronous commit of a row of ours, and returns the position.
+func Flush(ctx context.Context, pool *pgxpool.Pool) (uint64, error) { return Beat(ctx, pool, "flush") }

@@ -1,0 +1,419 @@
+package pair
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"replicator/internal/postgres"
+	"replicator/replication"
+	"replicator/replication/logical"
+	"replicator/replication/schema"
+	"replicator/replication/snapshot"
+	"replicator/replication/state"
+)
+
+// forward brings the pair from wherever its stored step says to a running stream from source to target, and stays in it.
+func (p *Pair) forward(ctx context.Context) error {
+	stored, err := p.stored.Load(ctx)
+	if err != nil {
+		return err
+	}
+	steps := []struct {
+		at   state.Step
+		next state.Step
+		do   func(context.Context, *state.Pair) error
+	}{
+		{state.StepNew, state.StepDumped, p.dump},
+		{state.StepDumped, state.StepTables, p.makeTables},
+		{state.StepTables, state.StepCapture, p.startCapture},
+		{state.StepCapture, state.StepIndexed, p.copyAndIndex},
+	}
+	for _, s := range steps {
+		if stored.Step != s.at {
+			continue
+		}
+		if err := s.do(ctx, &stored); err != nil {
+			return err
+		}
+		stored.Step = s.next
+		if err := p.stored.Save(ctx, stored); err != nil {
+			return err
+		}
+		p.clearProblem()
+	}
+	switch stored.Step {
+	case state.StepFinished:
+		p.phase(Finished)
+		<-ctx.Done()
+		return ctx.Err()
+	case state.StepIndexed, state.StepComplete:
+	default:
+		return fmt.Errorf("pair %q is at the unknown step %q: run the program version that wrote it", p.o.Name, stored.Step)
+	}
+	// Tables may have become pending again: a resync.
+	if err := p.copyPending(ctx); err != nil {
+		return err
+	}
+	seams, end, err := p.seams(ctx)
+	if err != nil {
+		return err
+	}
+	return p.stream(ctx, false, seams, func(ctx context.Context, l *link) error { return p.complete(ctx, l, end, stored) })
+}
+
+// Stages of the stored plan.
+const (
+	stagePre      = "pre"
+	stageKeys     = "keys"
+	stageIndexes  = "indexes"
+	stageForeign  = "foreign"
+	stageValidate = "validate"
+	stageLast     = "last"
+)
+
+// dump stores the source's schema on the target, so that a restart goes on with the same one.
+func (p *Pair) dump(ctx context.Context, stored *state.Pair) error {
+	p.phase(Starting)
+	entries, err := schema.Dump(ctx, schema.DumpOptions{PgDump: p.o.PgDump, URL: p.source.url, ID: p.id})
+	if err != nil {
+		return err
+	}
+	plan := schema.NewPlan(entries)
+	fp, err := schema.ReadFingerprint(ctx, p.source.pool, p.o.Filter)
+	if err != nil {
+		return err
+	}
+	stored.Step, stored.Capture, stored.Fingerprint = state.StepDumped, "logical", fp.Hash()
+	if err := p.source.pool.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&stored.SourceSystem); err != nil {
+		stored.SourceSystem = "" // not everybody may read it; the slot itself belongs to one server
+	}
+	stages := map[string][]state.Statement{}
+	for stage, part := range map[string][]schema.Entry{
+		stagePre: plan.Pre, stageKeys: plan.Keys, stageIndexes: plan.Indexes, stageForeign: plan.Foreign, stageValidate: plan.Validate, stageLast: plan.Last,
+	} {
+		for i, e := range part {
+			stages[stage] = append(stages[stage], state.Statement{Seq: i, Section: e.Section, Type: e.Type, Schema: e.Schema, Name: e.Name, SQL: e.SQL})
+		}
+	}
+	return p.stored.SaveStatements(ctx, stages, *stored)
+}
+
+func (p *Pair) makeTables(ctx context.Context, _ *state.Pair) error { return p.apply(ctx, stagePre, 1) }
+
+// apply carries out a stage of the plan on the target, workers statements at once where their order allows it.
+func (p *Pair) apply(ctx context.Context, stage string, workers int) error {
+	all, err := p.stored.Statements(ctx, stage)
+	if err != nil {
+		return err
+	}
+	var entries []schema.Entry
+	done := map[int]bool{}
+	for _, s := range all {
+		entries = append(entries, schema.Entry{Section: s.Section, Type: s.Type, Schema: s.Schema, Name: s.Name, SQL: s.SQL, Seq: s.Seq})
+		done[s.Seq] = s.Done
+	}
+	for _, wave := range schema.Waves(entries) {
+		work := make(chan schema.Entry, len(wave))
+		for _, e := range wave {
+			if !done[e.Seq] {
+				work <- e
+			}
+		}
+		close(work)
+		if len(work) == 0 {
+			continue
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		for range min(workers, len(work)) {
+			g.Go(func() error { return p.applyEach(ctx, stage, work) })
+		}
+		if err := g.Wait(); err != nil {
+			return fmt.Errorf("target: %w", err)
+		}
+	}
+	return nil
+}
+
+func (p *Pair) applyEach(ctx context.Context, stage string, work <-chan schema.Entry) error {
+	conn, err := postgres.Connect(ctx, p.target.url, p.id, "schema")
+	if err != nil {
+		return err
+	}
+	defer closeConn(ctx, conn)
+	for e := range work {
+		p.waiting(fmt.Sprintf("the target makes %s", e))
+		if err := schema.Apply(ctx, conn, e); err != nil {
+			return err
+		}
+		if err := p.stored.StatementDone(ctx, stage, e.Seq); err != nil {
+			return err
+		}
+	}
+	p.waiting("")
+	return nil
+}
+
+func closeConn(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
+}
+
+// startCapture shuts the target's gate, publishes the tables and makes the slot, from which on no change is lost.
+func (p *Pair) startCapture(ctx context.Context, _ *state.Pair) error {
+	tables, err := schema.Tables(ctx, p.source.pool, p.o.Filter)
+	if err != nil {
+		return err
+	}
+	names := tableNames(tables)
+	if err := p.target.gate.Install(ctx, names); err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	if err := p.shut(ctx, p.target); err != nil {
+		return err
+	}
+	if err := p.source.gate.Install(ctx, names); err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	if err := p.capture(ctx, false, tables); err != nil {
+		return err
+	}
+	return p.stored.AddCopies(ctx, names)
+}
+
+// capture makes the publication and a new slot of a direction on its origin and, for the forward one, notes its start. An earlier slot of that name
+// carries nothing that anybody waits for.
+func (p *Pair) capture(ctx context.Context, reverse bool, tables []replication.Table) error {
+	origin, destination := p.ends(reverse)
+	if err := p.identify(ctx, origin, tables); err != nil {
+		return err
+	}
+	name := p.slot(reverse)
+	if err := logical.EnsurePublication(ctx, origin.pool, name, tableNames(tables)); err != nil {
+		return fmt.Errorf("%s: %w", origin.name, err)
+	}
+	if err := logical.DropSlot(ctx, origin.pool, name); err != nil {
+		return fmt.Errorf("%s: %w", origin.name, err)
+	}
+	bounded, cancel := context.WithTimeout(ctx, slotWait)
+	defer cancel()
+	lsn, err := logical.CreateSlot(bounded, origin.url, p.id, origin.pool, name, p.waiting)
+	if err != nil {
+		return fmt.Errorf("%s: %w", origin.name, err)
+	}
+	if reverse != p.isActive() {
+		return nil // its start is noted when it is armed
+	}
+	return state.StartPosition(ctx, destination.pool, p.id, replication.Direction(reverse), logical.FormatPosition(lsn))
+}
+
+// slotWait bounds the wait for open transactions while a slot is made; it is tried again afterwards.
+const slotWait = 10 * time.Minute
+
+func (p *Pair) isActive() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.active
+}
+
+func tableNames(tables []replication.Table) []replication.TableName {
+	out := make([]replication.TableName, len(tables))
+	for i, t := range tables {
+		out[i] = t.Name
+	}
+	return out
+}
+
+// identify gives tables without a usable identity REPLICA IDENTITY FULL, since publishing them as they are would make the application's
+// own UPDATE and DELETE fail. What was set before is noted for finish.
+func (p *Pair) identify(ctx context.Context, s *side, tables []replication.Table) error {
+	for _, t := range tables {
+		if t.ReplicaIdentity == replication.IdentityFull || t.ReplicaIdentity == replication.IdentityIndex ||
+			(t.ReplicaIdentity == replication.IdentityDefault && t.HasPrimaryKey) {
+			continue
+		}
+		if err := p.stored.SaveUndo(ctx, state.Undo{Side: s.name, What: undoIdentity, Schema: t.Name.Schema, Name: t.Name.Name, Previous: string(t.ReplicaIdentity)}); err != nil {
+			return err
+		}
+		if err := lockedly(ctx, s, t.Name, p.waiting, "ALTER TABLE ONLY "+t.Name.Quoted()+" REPLICA IDENTITY FULL"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const undoIdentity = "replica identity"
+
+// copyAndIndex copies what is pending, then builds keys and indexes.
+func (p *Pair) copyAndIndex(ctx context.Context, _ *state.Pair) error {
+	if err := p.copyPending(ctx); err != nil {
+		return err
+	}
+	p.phase(Indexing)
+	if err := p.apply(ctx, stageKeys, p.o.CopyWorkers); err != nil {
+		return err
+	}
+	return p.apply(ctx, stageIndexes, p.o.CopyWorkers)
+}
+
+// copyPending copies the tables that aren't copied yet.
+func (p *Pair) copyPending(ctx context.Context) error {
+	copies, err := p.stored.Copies(ctx)
+	if err != nil {
+		return err
+	}
+	all, err := schema.Tables(ctx, p.source.pool, p.o.Filter)
+	if err != nil {
+		return err
+	}
+	byName := map[replication.TableName]replication.Table{}
+	for _, t := range all {
+		byName[t.Name] = t
+	}
+	var pending []replication.Table
+	var progress copyProgress
+	progress.total = len(copies)
+	for _, c := range copies {
+		t, ok := byName[c.Table]
+		if c.State == state.Copied {
+			progress.copied++
+			progress.rows += c.Rows
+			progress.bytes += c.Bytes
+			continue
+		}
+		if !ok {
+			return fmt.Errorf("copy %s: the table is gone from the source: exclude it, or run finish and start anew", c.Table)
+		}
+		pending = append(pending, t)
+		progress.expect += t.Bytes
+	}
+	progress.began = time.Now()
+	p.mu.Lock()
+	p.status.copy = progress
+	p.mu.Unlock()
+	if len(pending) == 0 {
+		return nil
+	}
+	p.phase(Copying)
+	p.log.Info("copying", "tables", len(pending), "bytes", progress.expect)
+	return snapshot.Copy(ctx, snapshot.Options{
+		SourceURL: p.source.url, TargetURL: p.target.url, ID: p.id, Workers: p.o.CopyWorkers, Waiting: p.waiting,
+		Started: func(ctx context.Context, t replication.Table, s replication.Seam) error {
+			return p.stored.StartCopy(ctx, state.Copy{Table: t.Name, Snapshot: s.Snapshot.String(), LSN: pglogrepl.LSN(s.LSN).String()})
+		},
+		Finished: func(ctx context.Context, tx pgx.Tx, t replication.Table, rows, bytes int64) error {
+			return p.stored.FinishCopy(ctx, tx, state.Copy{Table: t.Name, Rows: rows, Bytes: bytes})
+		},
+		Progress: func(t replication.Table, rows, bytes int64) {
+			p.metrics.Copied(rows, bytes)
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.status.copy.rows += rows
+			p.status.copy.bytes += bytes
+			p.status.copy.moved += bytes
+			if bytes == 0 {
+				p.status.copy.copied++
+				p.log.Info("copied", "table", t.Name.String(), "rows", rows)
+			}
+		},
+	}, pending)
+}
+
+// seams reads where each table's copy and the stream meet, and the highest such place.
+func (p *Pair) seams(ctx context.Context) (map[replication.TableName]replication.Seam, uint64, error) {
+	copies, err := p.stored.Copies(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	out := make(map[replication.TableName]replication.Seam, len(copies))
+	var end uint64
+	for _, c := range copies {
+		s, err := replication.ParseSnapshot(c.Snapshot)
+		if err != nil {
+			return nil, 0, fmt.Errorf("seam of %s: %w", c.Table, err)
+		}
+		lsn, err := pglogrepl.ParseLSN(c.LSN)
+		if err != nil {
+			return nil, 0, fmt.Errorf("seam of %s: %w", c.Table, err)
+		}
+		out[c.Table] = replication.Seam{Snapshot: s, LSN: uint64(lsn)}
+		end = max(end, uint64(lsn))
+	}
+	return out, end, nil
+}
+
+// complete waits beside the running stream until it has passed every seam, then adds what only holds from there on: foreign keys,
+// triggers, rules, materialized views.
+func (p *Pair) complete(ctx context.Context, l *link, end uint64, stored state.Pair) error {
+	if l.durableTo() < end {
+		p.waiting(fmt.Sprintf("the stream passes the copies' last seam at %s", pglogrepl.LSN(end)))
+		if err := l.await(ctx, end); err != nil {
+			return err
+		}
+		p.waiting("")
+	}
+	if stored.Step != state.StepComplete {
+		for _, stage := range []string{stageForeign, stageValidate, stageLast} {
+			if err := p.apply(ctx, stage, 1); err != nil {
+				return err
+			}
+		}
+		stored.Step = state.StepComplete
+		if err := p.stored.Save(ctx, stored); err != nil {
+			return err
+		}
+	}
+	p.phase(Streaming)
+	return nil
+}
+
+// lockedly runs a statement that needs a table's exclusive lock, never waiting long for it, since everybody else would queue behind.
+func lockedly(ctx context.Context, s *side, table replication.TableName, waiting func(string), sql string) error {
+	wait := 100 * time.Millisecond
+	for {
+		err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'`); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, sql)
+			return err
+		})
+		if err == nil {
+			waiting("")
+			return nil
+		}
+		if postgres.Code(err) != postgres.CodeLockNotAvailable {
+			return fmt.Errorf("%s: %s: %w", s.name, sql, err)
+		}
+		waiting(fmt.Sprintf("a lock on %s.%s for %q", s.name, table, sql))
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return errors.Join(err, ctx.Err())
+		case <-timer.C:
+		}
+		wait = min(2*wait, 5*time.Second)
+	}
+}
+
+// shut makes a side refuse the application's writes until it is opened.
+func (p *Pair) shut(ctx context.Context, s *side) error {
+	st, err := s.gate.State(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.name, err)
+	}
+	if st.Armed && st.Permanent {
+		return nil
+	}
+	if err := s.gate.Arm(ctx, newToken(), 0); err != nil {
+		return fmt.Errorf("shut the %s's gate: %w", s.name, err)
+	}
+	return nil
+}

@@ -1,0 +1,361 @@
+package pair
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"replicator/replication"
+	"replicator/replication/apply"
+	"replicator/replication/logical"
+	"replicator/replication/state"
+)
+
+// heartbeatEvery is how often a row of ours passes through an idle stream.
+const heartbeatEvery = 5 * time.Second
+
+// link is one running stream: capture on the origin, apply on the destination, acknowledgement of what the destination has flushed.
+type link struct {
+	p                   *Pair
+	reverse             bool
+	origin, destination *side
+	source              *logical.Source
+	applier             *apply.Applier
+	holds               chan *hold
+
+	mu      sync.Mutex
+	durable uint64
+	commits []commit // applied, not yet known to be flushed, in order
+	oldest  time.Time
+	waiters int
+	moved   chan struct{} // closed and replaced when durable moves
+	nudge   chan struct{} // somebody waits: be quick
+}
+
+// commit is one destination transaction that may not be flushed yet.
+type commit struct {
+	position replication.Position
+	lsn      uint64    // on the destination
+	oldest   time.Time // commit time of the oldest source transaction in it
+}
+
+// stream runs a direction until ctx ends or something fails. running, if not nil, is called beside the stream.
+func (p *Pair) stream(ctx context.Context, reverse bool, seams map[replication.TableName]replication.Seam, running func(context.Context, *link) error) (err error) {
+	origin, destination := p.ends(reverse)
+	a, err := apply.Open(ctx, apply.Options{URL: destination.url, ID: p.id, Direction: replication.Direction(reverse), Metrics: p.metrics,
+		TypeNames: func(ctx context.Context, oids []uint32, mods []int32) ([]string, error) {
+			return typeNames(ctx, origin, oids, mods)
+		}})
+	if err != nil {
+		return fmt.Errorf("%s: %w", destination.name, err)
+	}
+	defer a.Close(ctx)
+	start, err := logical.ParsePosition(a.Position())
+	if err != nil {
+		return err
+	}
+	if err := logical.CheckSlot(ctx, origin.pool, p.slot(reverse), start); err != nil {
+		return fmt.Errorf("%s: %w", origin.name, err)
+	}
+	l := &link{
+		p: p, reverse: reverse, origin: origin, destination: destination, applier: a,
+		source:  logical.NewSource(logical.Options{URL: origin.url, ID: p.id, Slot: p.slot(reverse), Publication: p.slot(reverse), Seams: seams}),
+		durable: start, holds: make(chan *hold), moved: make(chan struct{}), nudge: make(chan struct{}, 1),
+	}
+	p.mu.Lock()
+	p.link = l
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		p.link = nil
+		p.mu.Unlock()
+	}()
+	p.log.Info("streaming", "direction", replication.Direction(reverse), "from", string(a.Position()))
+	batches := make(chan *replication.Batch)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return l.source.Stream(ctx, a.Position(), batches) })
+	g.Go(func() error { return l.apply(ctx, batches) })
+	g.Go(func() error { return l.acknowledge(ctx) })
+	g.Go(func() error { return l.beat(ctx) })
+	g.Go(func() error { return p.recovered(ctx) })
+	if running != nil {
+		g.Go(func() error { return running(ctx, l) })
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("%s stream: %w", replication.Direction(reverse), err)
+	}
+	return nil
+}
+
+// recovered clears the problem once the stream has run for a moment.
+func (p *Pair) recovered(ctx context.Context) error {
+	timer := time.NewTimer(2 * time.Second)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+		p.clearProblem()
+	}
+	return nil
+}
+
+func typeNames(ctx context.Context, s *side, oids []uint32, mods []int32) ([]string, error) {
+	rows, err := s.pool.Query(ctx, `SELECT format_type(o, m) FROM unnest($1::oid[], $2::int4[]) WITH ORDINALITY AS u(o, m, n) ORDER BY n`, oids, mods)
+	if err != nil {
+		return nil, fmt.Errorf("read type names on the %s: %w", s.name, err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("read type names on the %s: %w", s.name, err)
+	}
+	return names, nil
+}
+
+// apply is the loop that owns the applier.
+func (l *link) apply(ctx context.Context, batches <-chan *replication.Batch) error {
+	var idle *replication.Batch // the newest bare position, written when it is time
+	open := false               // between the pieces of a transaction
+	var written time.Time
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		holds := l.holds
+		if open {
+			holds = nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case h := <-holds:
+			err := l.hold(ctx, h, batches)
+			h.done <- err
+			if err != nil && ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if h.broken != nil {
+				return h.broken
+			}
+			idle = nil
+		case b := <-batches:
+			if b.PositionOnly() {
+				idle = b
+				if time.Since(written) < time.Second && !l.awaited() {
+					continue
+				}
+			}
+			if err := l.applyOne(ctx, b); err != nil {
+				return err
+			}
+			open, idle, written = !b.Last, nil, time.Now()
+		case <-tick.C:
+			if idle == nil {
+				continue
+			}
+			if err := l.applyOne(ctx, idle); err != nil {
+				return err
+			}
+			idle, written = nil, time.Now()
+		case <-l.nudge:
+			if idle == nil {
+				continue
+			}
+			if err := l.applyOne(ctx, idle); err != nil {
+				return err
+			}
+			idle, written = nil, time.Now()
+		}
+	}
+}
+
+// applyOne applies a batch and notes its commit for the acknowledgement.
+func (l *link) applyOne(ctx context.Context, b *replication.Batch) error {
+	var oldest time.Time
+	if len(b.Marks) > 0 {
+		oldest = b.Marks[0].Commit
+	}
+	l.mu.Lock()
+	if l.oldest.IsZero() {
+		l.oldest = oldest
+	}
+	l.mu.Unlock()
+	if b.PositionOnly() && b.Position == l.applier.Position() {
+		return nil
+	}
+	lsn, err := l.applier.Apply(ctx, b)
+	if err != nil {
+		return err
+	}
+	if !b.Last {
+		return nil
+	}
+	l.mu.Lock()
+	l.commits = append(l.commits, commit{position: b.Position, lsn: lsn, oldest: oldest})
+	l.oldest = time.Time{}
+	l.mu.Unlock()
+	return nil
+}
+
+// acknowledge tells the source what the destination has flushed.
+func (l *link) acknowledge(ctx context.Context) error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		l.mu.Lock()
+		pending, urgent := len(l.commits) > 0, l.waiters > 0
+		l.mu.Unlock()
+		if !pending {
+			continue
+		}
+		if err := l.flushed(ctx, urgent); err != nil {
+			return err
+		}
+	}
+}
+
+// flushed reads how far the destination has flushed and moves durable up to there. With force set it makes it flush first.
+func (l *link) flushed(ctx context.Context, force bool) error {
+	var lsn uint64
+	var err error
+	if force {
+		lsn, err = state.Flush(ctx, l.destination.pool)
+	} else {
+		lsn, err = state.Flushed(ctx, l.destination.pool)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", l.destination.name, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for n < len(l.commits) && l.commits[n].lsn <= lsn {
+		n++
+	}
+	if n == 0 {
+		return nil
+	}
+	last := l.commits[n-1].position
+	l.commits = append(l.commits[:0], l.commits[n:]...)
+	if l.durable, err = logical.ParsePosition(last); err != nil {
+		return err
+	}
+	l.source.Acknowledge(last)
+	close(l.moved)
+	l.moved = make(chan struct{})
+	return nil
+}
+
+// beat writes a heartbeat on the origin now and then, so that the slot moves even where nothing of ours is written.
+func (l *link) beat(ctx context.Context) error {
+	tick := time.NewTicker(heartbeatEvery)
+	defer tick.Stop()
+	for {
+		if _, err := state.Beat(ctx, l.origin.pool, "heartbeat"); err != nil {
+			return fmt.Errorf("%s: %w", l.origin.name, err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func (l *link) awaited() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.waiters > 0
+}
+
+// durableTo is how far the destination durably has the origin's changes.
+func (l *link) durableTo() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.durable
+}
+
+// await waits until everything below lsn of the origin is durable on the destination.
+func (l *link) await(ctx context.Context, lsn uint64) error {
+	l.mu.Lock()
+	l.waiters++
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		l.waiters--
+		l.mu.Unlock()
+	}()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		l.mu.Lock()
+		reached, moved := l.durable >= lsn, l.moved
+		l.mu.Unlock()
+		if reached {
+			return nil
+		}
+		select {
+		case l.nudge <- struct{}{}:
+		default:
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait until %s has everything up to %s (it has up to %s): %w", l.destination.name, logical.FormatPosition(lsn), logical.FormatPosition(l.durableTo()), ctx.Err())
+		case <-moved:
+		case <-tick.C:
+		}
+	}
+}
+
+// errLinkDown is the answer to whoever needs a running stream while there is none.
+var errLinkDown = errors.New("the stream is not running at the moment")
+
+// running returns the current stream, waiting a while for one that is being started again.
+func (p *Pair) running(ctx context.Context, reverse bool) (*link, error) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		p.mu.Lock()
+		l, failure := p.link, p.status.failure
+		p.mu.Unlock()
+		if l != nil && l.reverse == reverse {
+			return l, nil
+		}
+		select {
+		case <-ctx.Done():
+			err := errors.Join(errLinkDown, ctx.Err())
+			if failure != nil {
+				err = errors.Join(err, errors.New(failure.Message))
+			}
+			return nil, err
+		case <-tick.C:
+		}
+	}
+}
+
+// awaitDurable waits, across restarts of the stream, until everything below lsn is durable on the destination.
+func (p *Pair) awaitDurable(ctx context.Context, reverse bool, lsn uint64) error {
+	for {
+		l, err := p.running(ctx, reverse)
+		if err != nil {
+			return err
+		}
+		attempt, cancel := context.WithTimeout(ctx, time.Second)
+		err = l.await(attempt, lsn)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,203 @@
+package pair
+
+import (
+	"context"
+	"time"
+
+	"replicator/internal/preflight"
+	"replicator/metrics"
+	"replicator/replication/logical"
+)
+
+// Phase is what a pair is doing, in the words of the status document.
+type Phase string
+
+// The phases of a pair.
+const (
+	Starting  Phase = "starting"
+	Copying   Phase = "copying"
+	Indexing  Phase = "indexing"
+	Streaming Phase = "streaming"
+	Frozen    Phase = "frozen"
+	Reversed  Phase = "reversed"
+	Finished  Phase = "finished"
+	Stopped   Phase = "stopped"
+)
+
+// Status is a pair as it stands. Pointers are nil where a value isn't known.
+type Status struct {
+	Name, Capture string
+	Phase         Phase
+	LagBytes      *int64
+	LagSeconds    *float64
+	RetainedBytes *int64
+	TablesTotal   int
+	TablesCopied  int
+	CopyRows      int64
+	CopyBytes     int64
+	CopyETA       *float64
+	Waiting       string
+	Problems      []preflight.Finding
+
+	failure *preflight.Finding
+	copy    copyProgress
+}
+
+type copyProgress struct {
+	total, copied       int
+	rows, bytes         int64
+	moved, expect       int64 // of the copy under way
+	began               time.Time
+	retainedWarningOnly bool
+}
+
+// Status returns a snapshot of the pair's state. It asks no server.
+func (p *Pair) Status() Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.status
+	c := s.copy
+	s.TablesTotal, s.TablesCopied, s.CopyRows, s.CopyBytes = c.total, c.copied, c.rows, c.bytes
+	if s.Phase == Copying && c.moved > 0 && c.expect > 0 {
+		// The sizes on disk and on the wire differ; what has passed so far is the best guess of how.
+		left := max(float64(c.expect)/float64(c.moved)-1, 0)
+		eta := time.Since(c.began).Seconds() * left
+		s.CopyETA = &eta
+	} else if s.Phase != Starting && s.Phase != Copying {
+		zero := 0.0
+		s.CopyETA = &zero
+	}
+	switch {
+	case p.freeze != nil:
+		s.Phase = Frozen
+	case p.active && s.Phase != Finished:
+		s.Phase = Reversed
+	}
+	bytes, seconds := p.lag.read(p.link)
+	s.LagBytes, s.LagSeconds, s.RetainedBytes = bytes, seconds, p.lag.retained
+	if s.failure != nil {
+		s.Problems = append(s.Problems, *s.failure)
+	}
+	if p.o.RetainedWarning > 0 && s.RetainedBytes != nil && *s.RetainedBytes > p.o.RetainedWarning {
+		s.Problems = append(s.Problems, preflight.Finding{Code: "retained-wal", Severity: preflight.Warning, Pair: p.o.Name,
+			Message: "the source holds back more write-ahead log for the slot than the guard allows", Hint: "see what the target waits for; the source's disk fills up meanwhile"})
+	}
+	return s
+}
+
+// reading serves the metrics at a scrape.
+func (p *Pair) reading() metrics.PostgresReading {
+	s := p.Status()
+	var r metrics.PostgresReading
+	if s.LagBytes != nil {
+		v := float64(*s.LagBytes)
+		r.LagBytes = &v
+	}
+	r.LagSeconds = s.LagSeconds
+	if s.RetainedBytes != nil {
+		v := float64(*s.RetainedBytes)
+		r.RetainedBytes = &v
+	}
+	return r
+}
+
+// lagSamples are observations of the origin's write-ahead log, one a second, by which lag is known even while no stream runs.
+type lagSamples struct {
+	samples  []lagSample // oldest first; those that are durable on the destination are dropped
+	last     lagSample
+	durable  uint64
+	offset   time.Duration // origin's clock minus ours
+	retained *int64
+}
+
+type lagSample struct {
+	lsn uint64
+	at  time.Time // by our clock
+}
+
+// sampleAge is the age under which a sample alone doesn't count as lag: the stream needs a moment to say that nothing of ours lay
+// below it.
+const sampleAge = 3 * time.Second
+
+// unknownAfter is the age of the last sample after which the lag isn't known.
+const unknownAfter = 15 * time.Second
+
+// read computes the lag. l is the running stream, nil if none.
+func (g *lagSamples) read(l *link) (bytes *int64, seconds *float64) {
+	now := time.Now()
+	var age time.Duration
+	if l != nil {
+		l.mu.Lock()
+		g.durable = max(g.durable, l.durable)
+		oldest := l.oldest
+		if len(l.commits) > 0 && !l.commits[0].oldest.IsZero() {
+			oldest = l.commits[0].oldest
+		}
+		l.mu.Unlock()
+		if !oldest.IsZero() {
+			age = max(now.Add(g.offset).Sub(oldest), 0)
+		}
+	}
+	for len(g.samples) > 0 && g.samples[0].lsn <= g.durable {
+		g.samples = g.samples[1:]
+	}
+	if len(g.samples) > 0 {
+		if a := now.Sub(g.samples[0].at); a > sampleAge {
+			age = max(age, a)
+		}
+	}
+	if g.last.at.IsZero() || g.durable == 0 || (now.Sub(g.last.at) > unknownAfter && len(g.samples) == 0) {
+		return nil, nil
+	}
+	b := max(int64(g.last.lsn)-int64(g.durable), 0)
+	s := age.Seconds()
+	return &b, &s
+}
+
+// sample observes the origin until ctx ends.
+func (p *Pair) sample(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		reverse := p.isActive()
+		origin, _ := p.ends(reverse)
+		bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
+		p.observe(bounded, origin, reverse)
+		cancel()
+	}
+}
+
+func (p *Pair) observe(ctx context.Context, origin *side, reverse bool) {
+	var text string
+	var at time.Time
+	began := time.Now()
+	if err := origin.pool.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text, clock_timestamp()`).Scan(&text, &at); err != nil {
+		return // the stream itself reports that the server can't be reached; the lag becomes unknown
+	}
+	ended := time.Now()
+	slot, err := logical.ReadSlot(ctx, origin.pool, p.slot(reverse))
+	if err != nil {
+		return
+	}
+	lsn, err := logical.ParsePosition(positionOf(text))
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	g := &p.lag
+	g.offset = at.Sub(began.Add(ended.Sub(began) / 2))
+	g.last = lagSample{lsn: lsn, at: ended}
+	if len(g.samples) < 3600 && (len(g.samples) == 0 || g.samples[len(g.samples)-1].lsn < lsn) {
+		g.samples = append(g.samples, g.last)
+	}
+	g.retained = nil
+	if slot != nil {
+		g.retained = &slot.Retained
+	}
+}

@@ -1,0 +1,158 @@
+package pair
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"replicator/internal/postgres"
+	"replicator/replication"
+	"replicator/replication/logical"
+	"replicator/replication/schema"
+	"replicator/replication/verify"
+)
+
+// verifyHold bounds how long the stream may stand still while both sides' snapshots are taken.
+const verifyHold = 20 * time.Second
+
+// Verify compares all tables while the origin is frozen and drained, and returns the number of differences.
+func (p *Pair) Verify(ctx context.Context, reverse bool) (int, error) {
+	if _, err := p.frozen(reverse); err != nil {
+		return 0, err
+	}
+	origin, destination := p.ends(reverse)
+	a, err := p.export(ctx, origin)
+	if err != nil {
+		return 0, err
+	}
+	defer a.close(ctx)
+	b, err := p.export(ctx, destination)
+	if err != nil {
+		return 0, err
+	}
+	defer b.close(ctx)
+	report, err := p.compare(ctx, a, b, nil)
+	if err != nil {
+		return 0, err
+	}
+	for _, t := range report.Tables {
+		if !t.Equal {
+			p.log.Error("verify: tables differ", "table", t.Table.String(), "origin_rows", t.SourceRows, "destination_rows", t.TargetRows, "differences", len(t.Differences))
+		}
+	}
+	return report.Mismatches, nil
+}
+
+// VerifyNow compares both sides while the application writes, exactly: a temporary slot exports a snapshot of the origin whose place in
+// the stream is known; the stream is held at that place until the destination's snapshot is taken, and goes on while the
+// contents are compared. Only the named tables, all if none is named.
+func (p *Pair) VerifyNow(ctx context.Context, only []replication.TableName) (verify.Report, error) {
+	if err := p.awaitReady(ctx); err != nil {
+		return verify.Report{}, err
+	}
+	reverse := p.isActive()
+	origin, destination := p.ends(reverse)
+	l, err := p.running(ctx, reverse)
+	if err != nil {
+		return verify.Report{}, fmt.Errorf("verify: %w", err)
+	}
+	var a, b *exported
+	defer func() { a.close(ctx); b.close(ctx) }()
+	holding, cancel := context.WithTimeout(ctx, verifyHold)
+	defer cancel()
+	err = l.holdAt(holding, func(loop context.Context) (uint64, error) {
+		bounded, cancel := context.WithTimeout(loop, verifyHold)
+		defer cancel()
+		e, err := logical.ExportSnapshot(bounded, origin.url, p.id, origin.pool, p.id.ObjectName("verify"), p.waiting)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", origin.name, err)
+		}
+		a = &exported{side: origin, name: e.Snapshot, end: e.Close}
+		return e.LSN, nil
+	}, func(loop context.Context) error {
+		var err error
+		b, err = p.export(loop, destination)
+		return err
+	})
+	if err != nil {
+		return verify.Report{}, fmt.Errorf("verify: hold the stream: %w", err)
+	}
+	if a == nil || b == nil {
+		return verify.Report{}, errors.New("verify: the stream ended meanwhile; try again")
+	}
+	return p.compare(ctx, a, b, only)
+}
+
+func (p *Pair) compare(ctx context.Context, origin, destination *exported, only []replication.TableName) (verify.Report, error) {
+	tables, err := schema.Tables(ctx, origin.side.pool, p.o.Filter)
+	if err != nil {
+		return verify.Report{}, err
+	}
+	if len(only) > 0 {
+		for _, n := range only {
+			if !slices.ContainsFunc(tables, func(t replication.Table) bool { return t.Name == n }) {
+				return verify.Report{}, fmt.Errorf("verify: table %s is not replicated by pair %q", n, p.o.Name)
+			}
+		}
+		tables = slices.DeleteFunc(tables, func(t replication.Table) bool { return !slices.Contains(only, t.Name) })
+	}
+	open := func(e *exported) verify.Opener {
+		return func(ctx context.Context) (*pgx.Conn, func(), error) { return p.within(ctx, e) }
+	}
+	report, err := verify.Compare(ctx, open(origin), open(destination), tables, verify.Options{})
+	if err != nil {
+		return report, err
+	}
+	p.metrics.VerifyMismatches(report.Mismatches)
+	return report, nil
+}
+
+// exported is a snapshot of one side that other sessions can take on, until close.
+type exported struct {
+	side *side
+	name string
+	end  func(context.Context)
+}
+
+func (e *exported) close(ctx context.Context) {
+	if e != nil {
+		e.end(ctx)
+	}
+}
+
+// export takes a snapshot of a side as it is now.
+func (p *Pair) export(ctx context.Context, s *side) (*exported, error) {
+	conn, err := postgres.Connect(ctx, s.url, p.id, "verify")
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.name, err)
+	}
+	e := &exported{side: s, end: func(ctx context.Context) { closeConn(ctx, conn) }}
+	if _, err = conn.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`); err == nil {
+		err = conn.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&e.name)
+	}
+	if err != nil {
+		e.close(ctx)
+		return nil, fmt.Errorf("%s: export a snapshot: %w", s.name, err)
+	}
+	return e, nil
+}
+
+// within opens a session in an exported snapshot.
+func (p *Pair) within(ctx context.Context, e *exported) (*pgx.Conn, func(), error) {
+	conn, err := postgres.Connect(ctx, e.side.url, p.id, "verify")
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", e.side.name, err)
+	}
+	if _, err = conn.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`); err == nil {
+		_, err = conn.Exec(ctx, "SET TRANSACTION SNAPSHOT "+replication.QuoteLiteral(e.name))
+	}
+	if err != nil {
+		closeConn(ctx, conn)
+		return nil, nil, fmt.Errorf("%s: take on a snapshot: %w", e.side.name, err)
+	}
+	return conn, func() { closeConn(ctx, conn) }, nil
+}

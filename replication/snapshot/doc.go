@@ -1,0 +1,11 @@
+// Package snapshot makes the first copy of tables: raw COPY from one server piped into COPY on the other, nothing decoded.
+//
+// Every table is copied under a snapshot of its own, taken after an ACCESS SHARE lock (so that no TRUNCATE or rewriting ALTER TABLE, which
+// aren't MVCC-safe, can come between), and after every transaction that was open when the capture was put in place has ended. The snapshot
+// and the write-ahead log position read after it are the table's Seam: the stream adds exactly what the copy did not see. No
+// snapshot outlives its table's copy.
+//
+// A copy and the note that it is done are one transaction on the target. After a crash only unfinished tables are copied again.
+//
+// How to add a format: decide in format.go when both sides agree on it.
+package snapshot
