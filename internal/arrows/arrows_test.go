@@ -28,12 +28,14 @@ var rooms = []struct {
 	{path: "cutover", may: with()},
 	{path: "redissync", may: with()},
 
-	// The root of the Postgres half holds its types and contracts. What implements them stands below it, side by side; tests may
-	// put the pieces together, as only cmd does otherwise.
+	// The root of the Postgres half holds its types and contracts. What implements them stands below it, side by side; their tests
+	// may put pieces together.
 	{path: "replication", may: with(), tests: []string{"replication"}},
 	{path: "replication/apply", may: with("replication="), tests: []string{"replication"}},
 	{path: "replication/gate", may: with("replication="), tests: []string{"replication"}},
 	{path: "replication/logical", may: with("replication="), tests: []string{"replication"}},
+	// The one place where the pieces become a pipeline that runs: a pair is what cmd/replicator makes and the coordinator drives.
+	{path: "replication/pair", may: with("replication"), tests: []string{"replication"}},
 	{path: "replication/probe", may: with("replication="), tests: []string{"replication"}},
 	{path: "replication/schema", may: with("replication="), tests: []string{"replication"}},
 	{path: "replication/snapshot", may: with("replication="), tests: []string{"replication"}},
@@ -48,11 +50,11 @@ var rooms = []struct {
 	{path: "internal/postgres", may: []string{"internal/preflight", "internal/retry"}},
 
 	// The demo is an application and its servers. It sees replicator as a user does: by its binary, its API and its metrics.
-	{path: "internal/demo", may: with("internal/admin", "internal/pgtest", "internal/redistest")},
+	{path: "internal/demo", may: with("internal/pgtest", "internal/redistest")},
 	{path: "internal/pgtest"},
 	{path: "internal/redistest"},
 	{path: "internal/arrows"},
-	{path: "deploy"},
+	{path: "deploy", tests: []string{"metrics"}},
 }
 
 func with(more ...string) []string { return append(slices.Clone(foundations), more...) }
