@@ -51,6 +51,8 @@ var rooms = []struct {
 
 	// The demo is an application and its servers. It sees replicator as a user does: by its binary, its API and its metrics.
 	{path: "internal/demo", may: with("internal/pgtest", "internal/redistest")},
+	// The end-to-end tests see no more than that: the demo's servers, shop and daemon.
+	{path: "internal/e2e", tests: []string{"internal/demo"}},
 	{path: "internal/pgtest"},
 	{path: "internal/redistest"},
 	{path: "internal/arrows"},

@@ -1,0 +1,196 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"replicator/internal/demo"
+	"replicator/internal/demo/shop"
+)
+
+// attemptPhases are those of an attempt, in order.
+var attemptPhases = []string{"preflight", "hooks", "freeze", "fence", "drain", "sequences", "verify", "arm", "switch", "done"}
+
+// TestCrashes kills the daemon with SIGKILL at random moments under load: while it copies, while it streams, and in every phase of
+// a cutover and a rollback. It is started again each time, an attempt that went back is simply started anew, and at the end of
+// each migration nothing may be lost, doubled or different.
+func TestCrashes(t *testing.T) {
+	kills, seed := 6, uint64(time.Now().UnixNano())
+	if os.Getenv("REPLICATOR_SOAK") != "" {
+		kills = 50
+	}
+	if text := os.Getenv("REPLICATOR_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("REPLICATOR_SEED: %v", err)
+		}
+	}
+	t.Logf("REPLICATOR_SEED=%d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	for n := 0; n < kills; {
+		done := 0
+		// A world of its own for every few kills: each has to live through them all.
+		ok := t.Run(fmt.Sprintf("after_%d", n), func(t *testing.T) { done = crashWorld(t, r, kills-n) })
+		if !ok {
+			t.Fatalf("set REPLICATOR_SEED=%d to see it again", seed)
+		}
+		n += done
+	}
+}
+
+// crasher kills the daemon of a world.
+type crasher struct {
+	*world
+	r     *rand.Rand
+	left  int // kills that may still be spent
+	spent int
+}
+
+func crashWorld(t *testing.T, r *rand.Rand, kills int) (spent int) {
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	c := &crasher{world: newWorld(t, "logical", r.Uint64()), r: r, left: kills}
+	c.start()
+
+	// While it starts and copies.
+	if !c.pause(ctx, c.upTo(1500*time.Millisecond)) {
+		t.Fatal(ctx.Err())
+	}
+	c.kill(ctx, "starting or copying")
+	c.awaitPairs(ctx, "streaming")
+	c.holds(ctx)
+
+	// While it streams.
+	if !c.pause(ctx, c.upTo(time.Second)) {
+		t.Fatal(ctx.Err())
+	}
+	c.kill(ctx, "streaming")
+	c.awaitPairs(ctx, "streaming")
+	c.holds(ctx)
+
+	// In a phase of the cutover, and of the way back.
+	c.drive(ctx, false, attemptPhases[r.IntN(len(attemptPhases))])
+	at := c.servers.Target
+	if r.IntN(2) == 0 {
+		if !c.pause(ctx, c.upTo(500*time.Millisecond)) {
+			t.Fatal(ctx.Err())
+		}
+		c.drive(ctx, true, attemptPhases[r.IntN(len(attemptPhases))])
+		at = c.servers.Source
+	}
+	if !c.pause(ctx, time.Second) { // writes on the side in use
+		t.Fatal(ctx.Err())
+	}
+	c.rest()
+	c.prove(ctx, at)
+	return c.spent
+}
+
+// kill kills the daemon and starts it again, at once or after a moment.
+func (c *crasher) kill(ctx context.Context, when string) {
+	c.t.Helper()
+	if c.left == 0 {
+		return
+	}
+	c.left--
+	c.spent++
+	if err := c.daemon.Kill(); err != nil {
+		c.t.Fatal(err)
+	}
+	away := time.Duration(0)
+	if c.r.IntN(3) == 0 {
+		away = c.upTo(4 * time.Second)
+	}
+	fmt.Fprintf(c.log, "---- killed while %s; started again after %s\n", when, away.Round(time.Millisecond))
+	c.t.Logf("killed while %s; started again after %s", when, away.Round(time.Millisecond))
+	if !c.pause(ctx, away) {
+		c.t.Fatal(ctx.Err())
+	}
+	c.start()
+}
+
+// drive goes through attempts in one direction until one is done, killing the daemon once, when an attempt has reached the given
+// phase or any later one.
+func (c *crasher) drive(ctx context.Context, reverse bool, killAt string) {
+	c.t.Helper()
+	direction, from, to := "forward", "streaming", "reversed"
+	if reverse {
+		direction, from, to = "reverse", "reversed", "streaming"
+	}
+	before := c.await(ctx, "the daemon answers", func(s demo.Status) bool { return pairsIn(s, from) }).Cutover.Attempt
+	killed := false
+	for ctx.Err() == nil {
+		s, err := c.api.Status(ctx)
+		if err != nil { // it is starting
+			c.pause(ctx, 5*time.Millisecond)
+			continue
+		}
+		cut := s.Cutover
+		mine := cut.Attempt != "" && cut.Attempt != before && cut.Direction == direction
+		if mine && !killed && reached(cut.Phase, killAt) {
+			killed = true
+			c.pause(ctx, c.upTo(25*time.Millisecond))
+			c.kill(ctx, fmt.Sprintf("in %s of a %s attempt (meant for %s)", cut.Phase, direction, killAt))
+			continue
+		}
+		switch {
+		case mine && cut.Phase == "done":
+			if !killed { // the phase came and went between two looks
+				killed = true
+				c.kill(ctx, fmt.Sprintf("after a %s attempt (meant for %s)", direction, killAt))
+			}
+			c.awaitPairs(ctx, to)
+			return
+		case !running(cut.Phase) && pairsIn(s, from):
+			if _, err := c.api.Cutover(ctx, reverse); err != nil {
+				fmt.Fprintf(c.log, "---- starting an attempt: %v\n", err)
+				c.pause(ctx, 100*time.Millisecond)
+			}
+		default:
+			c.pause(ctx, 2*time.Millisecond)
+		}
+	}
+	s, err := c.api.Status(context.WithoutCancel(ctx))
+	c.t.Fatalf("the %s attempt never got done: %+v %v", direction, s, err)
+}
+
+func reached(phase, wanted string) bool {
+	return slices.Index(attemptPhases, phase) >= slices.Index(attemptPhases, wanted)
+}
+
+func running(phase string) bool {
+	return phase != "" && phase != "idle" && phase != "done" && phase != "aborted"
+}
+
+// holds demands that the target shows a state that the source had at a transaction boundary.
+func (c *crasher) holds(ctx context.Context) {
+	c.t.Helper()
+	broken, err := shop.Invariants(ctx, c.servers.Target.PostgresURL)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, b := range broken {
+		c.t.Errorf("the target shows a state that the source never had: %s", b)
+	}
+}
+
+func (c *crasher) upTo(d time.Duration) time.Duration { return time.Duration(c.r.Int64N(int64(d))) }
+
+// pause lets the load go on for a while; the moment of a kill is random, so there is no condition to wait for. It returns false if
+// ctx ended first.
+func (c *crasher) pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
