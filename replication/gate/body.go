@@ -24,10 +24,10 @@ const bodyMark = "-- replicator gate: "
 // create returns the statement that gives the function this body. Everything in it is a literal: no table is read, so no snapshot
 // can be stale, and neither the caller's search_path nor its rights matter. EXECUTE is checked when a trigger is created, not when it
 // fires ("Triggers" and CREATE TRIGGER in the PostgreSQL documentation), and schema USAGE not at all.
-func (b body) create() string {
+func (b body) create() (string, error) {
 	state, err := json.Marshal(b)
 	if err != nil {
-		panic(err) // four plain fields always marshal
+		return "", fmt.Errorf("write down the gate's state: %w", err)
 	}
 	var code string
 	switch {
@@ -44,7 +44,16 @@ func (b body) create() string {
 			"Try again shortly; reads go on. If the cutover completes, reconnect with the connection URL that is in force then.")
 	}
 	return "CREATE OR REPLACE FUNCTION replicator.gate() RETURNS trigger LANGUAGE plpgsql SECURITY INVOKER\n" +
-		"SET search_path = pg_catalog, pg_temp AS $gate$\n" + bodyMark + string(state) + "\n" + code + "$gate$"
+		"SET search_path = pg_catalog, pg_temp AS $gate$\n" + bodyMark + string(state) + "\n" + code + "$gate$", nil
+}
+
+func (b body) store(ctx context.Context, tx pgx.Tx) error {
+	sql, err := b.create()
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, sql)
+	return err
 }
 
 // armedCode tests the deadline first: past it, statements cost as little as disarmed.

@@ -9,8 +9,10 @@
 //
 // Authority: the function's body in pg_proc is the only state. A fresh process reads it with State; nothing is kept in memory.
 //
-// States: absent → disarmed → armed until a deadline (Arm, Renew) → permanent (Seal; Arm with ttl 0) → disarmed. An armed gate whose deadline has passed
-// lets every statement through by itself. Permanent never falls back to a deadline: Disarm comes between, on purpose.
+// States: absent → disarmed → armed until a deadline (Arm, Renew) → permanent (Seal; Arm with ttl 0) → disarmed. An armed gate whose
+// deadline has passed lets every statement through by itself. Permanent never falls back to a deadline: Disarm comes between, on
+// purpose. Renew and Seal act only on a freeze that still stands under the caller's token, so that a process which lost the lead
+// can't freeze an application that was thawed.
 //
 // Why the barrier is exact. A statement locks its table in ROW EXCLUSIVE mode (TRUNCATE: ACCESS EXCLUSIVE), then processes pending
 // catalog invalidations, then fires statement triggers. So a transaction that is not among the holders in pg_locks after the arming

@@ -168,7 +168,7 @@ func (g *Gate) change(ctx context.Context, decide func(pgx.Tx, time.Time, body) 
 		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, want.create()); err != nil {
+		if err := want.store(ctx, tx); err != nil {
 			return fmt.Errorf("replace replicator.gate(): %w%s", err, ownerHint(err))
 		}
 		return nil

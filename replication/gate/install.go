@@ -76,7 +76,7 @@ func (g *Gate) installFunction(ctx context.Context) error {
 		if _, err := tx.Exec(ctx, `CREATE SCHEMA IF NOT EXISTS replicator`); err != nil {
 			return fmt.Errorf("create schema replicator: %w: grant this role CREATE on the database", err)
 		}
-		if _, err := tx.Exec(ctx, body{}.create()); err != nil {
+		if err := (body{}).store(ctx, tx); err != nil {
 			return fmt.Errorf("create replicator.gate(): %w", err)
 		}
 		return nil

@@ -99,14 +99,14 @@ func TestGeneratedInheritedAndOddNames(t *testing.T) {
 	for url, expr := range map[string]string{source: "n + 1", target: "n + 2"} {
 		pgtest.Exec(t, url, `CREATE TABLE g (id int PRIMARY KEY, n int, next int GENERATED ALWAYS AS (`+expr+`) STORED)`, `INSERT INTO g VALUES (1, 1)`,
 			`CREATE TABLE parent (id int PRIMARY KEY)`, `CREATE TABLE child () INHERITS (parent)`, `INSERT INTO parent VALUES (1)`,
-			`CREATE TABLE "o'dd ""Name""" ("sel ect" int PRIMARY KEY, "?$1" text)`, `INSERT INTO "o'dd ""Name""" VALUES (1, '$1')`,
+			`CREATE TABLE "o'dd ""Name""" ("my key" int PRIMARY KEY, "?$1" text)`, `INSERT INTO "o'dd ""Name""" VALUES (1, '$1')`,
 			`CREATE TABLE "empty" ()`)
 	}
 	pgtest.Exec(t, target, `INSERT INTO child VALUES (2)`)
 	want(t, compare(t, source, target, Options{}, table(t, source, "g", "id")), "different 1")
 	want(t, compare(t, source, target, Options{}, table(t, source, "parent", "id")))
 	want(t, compare(t, source, target, Options{}, table(t, source, "child")), "extra row hash "+rowHash(t, target, "child")+", 1 time(s)")
-	odd := replication.Table{Name: replication.TableName{Schema: "public", Name: `o'dd "Name"`}, Columns: []replication.Column{{Name: "sel ect"}, {Name: "?$1"}}, Key: []int{0}}
+	odd := replication.Table{Name: replication.TableName{Schema: "public", Name: `o'dd "Name"`}, Columns: []replication.Column{{Name: "my key"}, {Name: "?$1"}}, Key: []int{0}}
 	want(t, compare(t, source, target, Options{}, odd))
 	pgtest.Exec(t, target, `UPDATE "o'dd ""Name""" SET "?$1" = ''`)
 	want(t, compare(t, source, target, Options{}, odd), "different 1")
