@@ -119,10 +119,23 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	err = s.run(ctx)
 	s.console.end()
+	if err != nil && ctx.Err() == nil {
+		s.showLog()
+	}
 	if ctx.Err() != nil && !o.Auto {
 		return nil
 	}
 	return err
+}
+
+// showLog shows the end of the daemon's log, which goes with the directory.
+func (s *stage) showLog() {
+	text, err := os.ReadFile(filepath.Join(s.dir, "replicator.log"))
+	if err != nil || len(text) == 0 {
+		return // it never started
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	s.console.say("the end of the daemon's log:\n%s", strings.Join(lines[max(0, len(lines)-30):], "\n"))
 }
 
 func (s *stage) run(ctx context.Context) (err error) {

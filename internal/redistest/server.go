@@ -132,7 +132,8 @@ func (s *Server) Start(ctx context.Context) error {
 		return err
 	}
 	cmd := exec.Command(s.o.Binary, file)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	// In a group of its own, a terminal's Ctrl-C reaches only us.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	// Pdeathsig follows the thread that started the process: start it from one that lives as long as we do.
 	if err := launcher.start(cmd); err != nil {
 		return fmt.Errorf("start %s: %w", s.o.Binary, err)
