@@ -4,6 +4,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -61,8 +62,8 @@ var rooms = []struct {
 
 func with(more ...string) []string { return append(slices.Clone(foundations), more...) }
 
-// imports are one package's imports of packages of this module, by its files.
-type imports struct{ code, tests map[string]bool }
+// imports are one package's imports: of packages of this module by its code and by its tests, and of other modules' packages.
+type imports struct{ code, tests, foreign map[string]bool }
 
 // read parses the source tree rather than asking the go command: go test caches results by the files that a test itself opened.
 func read(t *testing.T) map[string]imports {
@@ -91,15 +92,18 @@ func read(t *testing.T) map[string]imports {
 			return err
 		}
 		if all[dir].code == nil {
-			all[dir] = imports{code: map[string]bool{}, tests: map[string]bool{}}
+			all[dir] = imports{code: map[string]bool{}, tests: map[string]bool{}, foreign: map[string]bool{}}
 		}
 		into := all[dir].code
 		if strings.HasSuffix(file, "_test.go") {
 			into = all[dir].tests
 		}
 		for _, spec := range parsed.Imports {
-			if imported, ours := strings.CutPrefix(strings.Trim(spec.Path.Value, `"`), module); ours {
-				into[imported] = true
+			imported := strings.Trim(spec.Path.Value, `"`)
+			if own, ours := strings.CutPrefix(imported, module); ours {
+				into[own] = true
+			} else if host, _, _ := strings.Cut(imported, "/"); strings.Contains(host, ".") {
+				all[dir].foreign[imported] = true
 			}
 		}
 		return nil
@@ -164,6 +168,27 @@ func TestImportsPointOneWay(t *testing.T) {
 				if why := verdict(path, imported, side.test); imported != path && why != "" {
 					t.Errorf("%s imports %s: %s", path, imported, why)
 				}
+			}
+		}
+	}
+}
+
+func TestEveryDependencyHasItsReason(t *testing.T) {
+	const page = "docs/adr/0005-dependencies.md"
+	text, err := os.ReadFile(filepath.Join("..", "..", page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var modules []string
+	for line := range strings.Lines(string(text)) {
+		if cells := strings.Split(line, "|"); len(cells) == 4 && strings.Contains(cells[1], "/") {
+			modules = append(modules, strings.TrimSpace(cells[1]))
+		}
+	}
+	for path, p := range read(t) {
+		for imported := range p.foreign {
+			if !slices.ContainsFunc(modules, func(m string) bool { return below(imported, m) }) {
+				t.Errorf("%s imports %s, of a module for which %s gives no reason", path, imported, page)
 			}
 		}
 	}
