@@ -37,12 +37,9 @@ func register(reg prometheus.Registerer, collectors ...prometheus.Collector) {
 	var again prometheus.AlreadyRegisteredError
 	if errors.As(err, &again) {
 		reg.Unregister(again.ExistingCollector)
-		err = reg.Register(&b)
 	}
-	if err != nil {
-		// Only two components of different kinds under one name come here: a mistake in this package that its tests would find.
-		panic("metrics: " + err.Error())
-	}
+	// What it can still refuse are two components of different kinds under one name: a mistake that this package's tests find.
+	reg.MustRegister(&b)
 }
 
 // reading is a gauge whose value is asked for at scrape time and may be unknown.

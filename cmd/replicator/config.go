@@ -48,7 +48,8 @@ type RedisConfig struct {
 	Name   string   `yaml:"name"`
 	Source Endpoint `yaml:"source"`
 	Target Endpoint `yaml:"target"`
-	Feed   Feed     `yaml:"feed"`
+	// Notifications says whether keyspace notifications are listened to beside the broadcast of changed keys.
+	Notifications Notifications `yaml:"notifications"`
 	// Databases are those that belong to the migration; empty means all that either side has.
 	Databases []int       `yaml:"databases"`
 	Keys      TableFilter `yaml:"keys"`
@@ -66,6 +67,8 @@ type TLSConfig struct {
 	Verify TLSVerify `yaml:"verify"`
 	// CAFile is a PEM file with the authorities to trust; empty means those of the system.
 	CAFile string `yaml:"ca_file"`
+	// PinSHA256 is the SHA-256 of the certificate, in hex; it replaces every other verification.
+	PinSHA256 string `yaml:"pin_sha256"`
 }
 
 // TableFilter picks names by patterns in which * stands for anything.
@@ -105,8 +108,10 @@ type WebhookConfig struct {
 
 // ExecConfig is a program that gets the hook's document on standard input; exit status 0 is success.
 type ExecConfig struct {
-	Command []string      `yaml:"command"`
-	Timeout time.Duration `yaml:"timeout"`
+	Command []string `yaml:"command"`
+	// Env is added to the program's environment, which otherwise holds no secret.
+	Env     map[string]Secret `yaml:"env"`
+	Timeout time.Duration     `yaml:"timeout"`
 }
 
 // AdminConfig is the admin listener: the API and the status page.
@@ -156,7 +161,7 @@ func defaultPostgres() PostgresConfig {
 }
 
 func defaultRedis() RedisConfig {
-	return RedisConfig{Feed: "auto", Keys: TableFilter{Include: []string{"*"}}}
+	return RedisConfig{Notifications: "auto", Keys: TableFilter{Include: []string{"*"}}}
 }
 
 // elementDefaults returns what an element of a list, or an optional part, starts from.
@@ -206,8 +211,8 @@ type (
 	Capture string
 	// CopyMode is full, or none where the target was loaded by other means up to the slot's position.
 	CopyMode string
-	// Feed is how changes of a Redis are learned: auto, tracking or notifications.
-	Feed string
+	// Notifications is auto (where the server has them switched on) or off.
+	Notifications string
 	// TLSVerify is full (chain and name), ca (chain only) or none (encrypted, not verified); empty leaves it to the URL.
 	TLSVerify string
 	// VerifyMode is when a cutover compares both sides: frozen (every row and key, while writes are held), calm (before the freeze
@@ -239,7 +244,7 @@ func (v *Capture) UnmarshalText(b []byte) error { return word(v, b, "auto", "log
 func (v *CopyMode) UnmarshalText(b []byte) error { return word(v, b, "full", "none") }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
-func (v *Feed) UnmarshalText(b []byte) error { return word(v, b, "auto", "tracking", "notifications") }
+func (v *Notifications) UnmarshalText(b []byte) error { return word(v, b, "auto", "off") }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (v *TLSVerify) UnmarshalText(b []byte) error { return word(v, b, "full", "ca", "none") }

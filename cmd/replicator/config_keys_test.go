@@ -41,6 +41,12 @@ func dropEmpty(v reflect.Value) any {
 			out = append(out, dropEmpty(v.Index(i)))
 		}
 		return out
+	case reflect.Map:
+		out := map[string]any{}
+		for _, k := range v.MapKeys() {
+			out[k.String()] = dropEmpty(v.MapIndex(k))
+		}
+		return out
 	case reflect.Struct:
 		if s, ok := v.Interface().(Secret); ok {
 			return s.Reveal()
@@ -61,7 +67,7 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	documented := map[string]bool{}
-	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_.\\[\\]]+)` \\|").FindAllStringSubmatch(string(text), -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z0-9_.\\[\\]]+)` \\|").FindAllStringSubmatch(string(text), -1) {
 		documented[strings.ReplaceAll(m[1], "[]", "")] = true
 	}
 	known := map[string]bool{}

@@ -1,13 +1,12 @@
 package main
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"fmt"
 	"net"
 	"net/url"
 	"os"
 	"strings"
+
+	"replicator/redissync"
 )
 
 // sslModes are libpq's words for the ways to verify ("SSL Support" in the PostgreSQL documentation).
@@ -50,36 +49,7 @@ func local(u *url.URL, q url.Values) bool {
 	return host == "" || host == "localhost" || strings.HasPrefix(host, "/") || (ip != nil && ip.IsLoopback())
 }
 
-// TLSConfig returns how to reach a rediss:// side, nil for a redis:// one. Without settings the certificate is verified in full.
-func (e Endpoint) TLSConfig() (*tls.Config, error) {
-	u, err := url.Parse(e.URL.Reveal())
-	if err != nil || u.Scheme != "rediss" {
-		return nil, nil
-	}
-	c := &tls.Config{ServerName: u.Hostname(), MinVersion: tls.VersionTLS12}
-	if e.TLS.CAFile != "" {
-		pem, err := os.ReadFile(e.TLS.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("read the certificate authorities: %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("no certificate in %s: give a PEM file", e.TLS.CAFile)
-		}
-	}
-	switch e.TLS.Verify {
-	case "none":
-		c.InsecureSkipVerify = true //nolint:gosec // the configuration says so: Heroku's certificates are self-signed
-	case "ca":
-		c.InsecureSkipVerify = true //nolint:gosec // the name is not verified, the chain is, below
-		c.VerifyConnection = func(s tls.ConnectionState) error {
-			o := x509.VerifyOptions{Roots: c.RootCAs, Intermediates: x509.NewCertPool()}
-			for _, cert := range s.PeerCertificates[1:] {
-				o.Intermediates.AddCert(cert)
-			}
-			_, err := s.PeerCertificates[0].Verify(o)
-			return err
-		}
-	}
-	return c, nil
+// RedisTLS returns how a rediss:// side is trusted; without settings the certificate is verified in full.
+func (e Endpoint) RedisTLS() redissync.TLS {
+	return redissync.TLS{CAFile: e.TLS.CAFile, Pin: e.TLS.PinSHA256, Insecure: e.TLS.Verify == "none"}
 }

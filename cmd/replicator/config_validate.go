@@ -2,7 +2,10 @@ package main
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"iter"
 	"net"
 	"net/url"
 	"os"
@@ -102,6 +105,11 @@ func (v *validation) postgres(path, migration string, p PostgresConfig, names ma
 	if p.CopyWorkers < 1 || p.CopyWorkers > 64 {
 		v.add(path+".copy_workers", "%d is out of bounds: use 1 to 64", p.CopyWorkers)
 	}
+	for side, e := range p.sides() {
+		if e.TLS.PinSHA256 != "" {
+			v.add(path+"."+side+".tls.pin_sha256", "is for Redis: for Postgres put the server's own certificate into a file and name it by ca_file, with verify: ca")
+		}
+	}
 	v.filter(path+".tables", p.Tables, "public.orders")
 	if p.Guard.DropRetained > 0 && p.Guard.WarnRetained >= p.Guard.DropRetained {
 		v.add(path+".guard.warn_retained", "%v would never warn before drop_retained acts at %v: make it smaller", p.Guard.WarnRetained, p.Guard.DropRetained)
@@ -114,6 +122,14 @@ func (v *validation) redis(path, migration string, p RedisConfig, names map[stri
 	for i, db := range p.Databases {
 		if db < 0 {
 			v.add(fmt.Sprintf("%s.databases[%d]", path, i), "%d is no database: they count from 0", db)
+		}
+	}
+	for side, e := range p.sides() {
+		if e.TLS.Verify == "ca" {
+			v.add(path+"."+side+".tls.verify", "ca is for Postgres: use full, none, or pin_sha256 instead")
+		}
+		if pin, err := hex.DecodeString(strings.ReplaceAll(e.TLS.PinSHA256, ":", "")); err != nil || (len(pin) != 0 && len(pin) != sha256.Size) {
+			v.add(path+"."+side+".tls.pin_sha256", "not a SHA-256 in hex: take it from `openssl x509 -noout -fingerprint -sha256`")
 		}
 	}
 	v.filter(path+".keys", p.Keys, "session:*")
@@ -203,4 +219,14 @@ func (v *validation) listen(path, address string) {
 func sortedByLine(problems []strictyaml.Problem) []strictyaml.Problem {
 	slices.SortStableFunc(problems, func(a, b strictyaml.Problem) int { return cmp.Compare(a.Line, b.Line) })
 	return problems
+}
+
+func (p PostgresConfig) sides() iter.Seq2[string, Endpoint] { return sides(p.Source, p.Target) }
+
+func (p RedisConfig) sides() iter.Seq2[string, Endpoint] { return sides(p.Source, p.Target) }
+
+func sides(source, target Endpoint) iter.Seq2[string, Endpoint] {
+	return func(yield func(string, Endpoint) bool) {
+		_ = yield("source", source) && yield("target", target)
+	}
 }

@@ -63,12 +63,15 @@ func NewServer(o Options) *Server {
 }
 
 // Listen opens both addresses, so that an address in use is told before anything else begins.
-func (s *Server) Listen() error {
-	var err error
-	if s.admin, err = net.Listen("tcp", s.o.Listen); err != nil {
+func (s *Server) Listen(ctx context.Context) error {
+	var (
+		err error
+		lc  net.ListenConfig
+	)
+	if s.admin, err = lc.Listen(ctx, "tcp", s.o.Listen); err != nil {
 		return fmt.Errorf("open the admin listener: %w: choose another address by REPLICATOR_LISTEN or admin.listen", err)
 	}
-	if s.metrics, err = net.Listen("tcp", s.o.MetricsListen); err != nil {
+	if s.metrics, err = lc.Listen(ctx, "tcp", s.o.MetricsListen); err != nil {
 		_ = s.admin.Close()
 		return fmt.Errorf("open the metrics listener: %w: choose another address by REPLICATOR_METRICS_LISTEN or metrics.listen", err)
 	}

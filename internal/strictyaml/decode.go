@@ -116,9 +116,33 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 		d.mapping(n, v, path)
 	case reflect.Slice:
 		d.sequence(n, v, path)
+	case reflect.Map:
+		d.anyKeys(n, v, path)
 	default:
-		panic("strictyaml: no decoding for " + v.Type().String())
+		d.problem(n, path, "this program can't read a value of type %s: please report it", v.Type())
 	}
+}
+
+// anyKeys reads a mapping whose keys are the operator's.
+func (d *decoder) anyKeys(n *yaml.Node, v reflect.Value, path string) {
+	if n.Kind != yaml.MappingNode {
+		d.problem(n, path, "%s where keys are expected: write NAME: VALUE, one a line", kindName(n))
+		return
+	}
+	out := reflect.MakeMap(v.Type())
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key := n.Content[i]
+		at := path + "." + key.Value
+		k := reflect.ValueOf(key.Value)
+		if key.Kind != yaml.ScalarNode || out.MapIndex(k).IsValid() {
+			d.problem(key, at, "not a name, or one that is given twice")
+			continue
+		}
+		value := reflect.New(v.Type().Elem()).Elem()
+		d.value(n.Content[i+1], value, at)
+		out.SetMapIndex(k, value)
+	}
+	v.Set(out)
 }
 
 func scalar(v reflect.Value) bool {

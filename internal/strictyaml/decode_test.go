@@ -26,12 +26,13 @@ type inner struct {
 }
 
 type outer struct {
-	Name  string   `yaml:"name"`
-	On    bool     `yaml:"on"`
-	Count int      `yaml:"count"`
-	Words []string `yaml:"words"`
-	Items []inner  `yaml:"items"`
-	Maybe *inner   `yaml:"maybe"`
+	Name  string           `yaml:"name"`
+	On    bool             `yaml:"on"`
+	Count int              `yaml:"count"`
+	Words []string         `yaml:"words"`
+	Items []inner          `yaml:"items"`
+	Maybe *inner           `yaml:"maybe"`
+	Env   map[string]level `yaml:"env"`
 }
 
 func expand(s string) (string, error) {
@@ -58,13 +59,14 @@ items:
   - {url: u, wait: 2m, level: high}
 maybe: {url: m}
 name:
+env: {A: high}
 `
 	lines, problems := Decode([]byte(src), &got, expand, element)
 	if len(problems) != 0 {
 		t.Fatalf("problems %v", problems)
 	}
 	want := outer{Name: "default", On: true, Count: 7, Words: []string{"x", "y z"},
-		Items: []inner{{URL: `a: "b" #{c}`, Wait: time.Second}, {URL: "u", Wait: 2 * time.Minute, Level: 9}}, Maybe: &inner{URL: "m", Wait: time.Second}}
+		Items: []inner{{URL: `a: "b" #{c}`, Wait: time.Second}, {URL: "u", Wait: 2 * time.Minute, Level: 9}}, Maybe: &inner{URL: "m", Wait: time.Second}, Env: map[string]level{"A": 9}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)
 	}
@@ -88,6 +90,7 @@ items:
     url: again
   - text
 maybe: {colour: red}
+env: {A: high, B: low, A: high}
 `
 	var got outer
 	_, problems := Decode([]byte(src), &got, expand, nil)
@@ -106,6 +109,8 @@ maybe: {colour: red}
 10 items[0].url: given twice, first on line 7: remove one
 11 items[1]: a single value where keys are expected: write one of url, wait, level
 12 maybe.colour: unknown key: known here are url, wait, level
+13 env.B: use high
+13 env.A: not a name, or one that is given twice
 `
 	if b.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", b.String(), want)

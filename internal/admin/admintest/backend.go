@@ -157,7 +157,7 @@ func Serve(t testing.TB, o admin.Options) *admin.Server {
 	t.Helper()
 	o.Listen, o.MetricsListen = "127.0.0.1:0", "127.0.0.1:0"
 	s := admin.NewServer(o)
-	if err := s.Listen(); err != nil {
+	if err := s.Listen(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
