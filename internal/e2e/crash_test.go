@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"replicator/internal/demo"
-	"replicator/internal/demo/shop"
 )
 
 // attemptPhases are those of an attempt, in order.
@@ -166,18 +165,6 @@ func reached(phase, wanted string) bool {
 
 func running(phase string) bool {
 	return phase != "" && phase != "idle" && phase != "done" && phase != "aborted"
-}
-
-// holds demands that the target shows a state that the source had at a transaction boundary.
-func (c *crasher) holds(ctx context.Context) {
-	c.t.Helper()
-	broken, err := shop.Invariants(ctx, c.servers.Target.PostgresURL)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	for _, b := range broken {
-		c.t.Errorf("the target shows a state that the source never had: %s", b)
-	}
 }
 
 func (c *crasher) upTo(d time.Duration) time.Duration { return time.Duration(c.r.Int64N(int64(d))) }

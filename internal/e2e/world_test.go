@@ -246,6 +246,18 @@ func (w *world) prove(ctx context.Context, at shop.Endpoint) {
 	}
 }
 
+// holds demands that the target shows a state that the source had at a transaction boundary.
+func (w *world) holds(ctx context.Context) {
+	w.t.Helper()
+	broken, err := shop.Invariants(ctx, w.servers.Target.PostgresURL)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, b := range broken {
+		w.t.Errorf("the target shows a state that the source never had: %s", b)
+	}
+}
+
 // logFile collects the daemon's and the application's logs and shows their end if the test fails.
 type logFile struct {
 	mu   sync.Mutex
