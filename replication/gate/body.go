@@ -30,21 +30,25 @@ func (b body) create() (string, error) {
 		return "", fmt.Errorf("write down the gate's state: %w", err)
 	}
 	var code string
+	pin := "SET search_path = pg_catalog, pg_temp"
 	switch {
 	case !b.Armed:
+		// It names nothing that a search_path could redirect, and goes without the setting's cost (3 of 4 µs a statement): for
+		// weeks this is what the application runs.
+		pin = ""
 		code = "BEGIN\n  RETURN NULL;\nEND\n"
 	case b.Permanent:
 		code = fmt.Sprintf(armedCode, b.Token, "",
 			"this database refuses writes: it is not, or no longer, the primary side of its migration",
 			"Write to the primary side: take the connection URL that is in force now and reconnect.")
 	default:
-		open := fmt.Sprintf("  IF clock_timestamp() >= timestamptz '%s' THEN RETURN NULL; END IF;\n", b.Deadline.UTC().Format("2006-01-02 15:04:05.000000+00"))
+		open := fmt.Sprintf("  IF pg_catalog.clock_timestamp() >= '%s'::pg_catalog.timestamptz THEN RETURN NULL; END IF;\n", b.Deadline.UTC().Format("2006-01-02 15:04:05.000000+00"))
 		code = fmt.Sprintf(armedCode, b.Token, open,
 			"this database refuses writes for a moment: a cutover is under way",
 			"Try again shortly; reads go on. If the cutover completes, reconnect with the connection URL that is in force then.")
 	}
 	return "CREATE OR REPLACE FUNCTION replicator.gate() RETURNS trigger LANGUAGE plpgsql SECURITY INVOKER\n" +
-		"SET search_path = pg_catalog, pg_temp AS $gate$\n" + bodyMark + string(state) + "\n" + code + "$gate$", nil
+		pin + " AS $gate$\n" + bodyMark + string(state) + "\n" + code + "$gate$", nil
 }
 
 func (b body) store(ctx context.Context, tx pgx.Tx) error {
@@ -58,7 +62,7 @@ func (b body) store(ctx context.Context, tx pgx.Tx) error {
 
 // armedCode tests the deadline first: past it, statements cost as little as disarmed.
 const armedCode = `BEGIN
-%[2]s  IF encode(sha256(convert_to(coalesce(current_setting('` + tokenSetting + `', true), ''), 'UTF8')), 'hex') = '%[1]s' THEN
+%[2]s  IF pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(coalesce(pg_catalog.current_setting('` + tokenSetting + `', true), ''), 'UTF8')), 'hex') = '%[1]s' THEN
     RETURN NULL;
   END IF;
   RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = '%[3]s', HINT = '%[4]s';

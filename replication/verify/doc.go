@@ -11,6 +11,8 @@
 // hashes. So memory stays bounded for tables of any size, here and (by spilling aggregates) there, and no order of keys
 // has to agree. Tables without a key are compared as multisets of row hashes.
 //
+// Columns that only the target has aren't looked at; the catalog fingerprint (package schema) is what tells of them.
+//
 // Authority: none. Nothing is written on either side. A difference is true for the two snapshots only: compare at a moment at which both
 // sides ought to be equal (the freeze, or a source snapshot that the target has just reached).
 //
