@@ -128,7 +128,8 @@ func (p *plan) updateSet(unchanged func(i int) bool) (sql string, columns []int)
 // Row statements: one change each, in text parameters whose types the server infers from the columns.
 
 // match identifies one row by the key, or where there is none by the whole old row, compared byte by byte as only *= does for types
-// without equality ("Row and Array Comparisons", composite type comparison). Parameters start at $first.
+// without equality ("Composite Type Comparison"; the casts keep the parser from comparing column by column). Parameters start at
+// $first.
 func (p *plan) match(first int) (sql string, columns []int) {
 	var b strings.Builder
 	if len(p.key) > 0 {
@@ -151,7 +152,7 @@ func (p *plan) match(first int) (sql string, columns []int) {
 		fmt.Fprintf(&right, "$%d::text::%s", first+i, c.cast)
 		columns = append(columns, i)
 	}
-	return "t.ctid = (SELECT s.ctid FROM ONLY " + p.table + " s WHERE ROW(" + left.String() + ") OPERATOR(pg_catalog.*=) ROW(" + right.String() + ") LIMIT 1)", columns
+	return "t.ctid = (SELECT s.ctid FROM ONLY " + p.table + " s WHERE ROW(" + left.String() + ")::record OPERATOR(pg_catalog.*=) ROW(" + right.String() + ")::record LIMIT 1)", columns
 }
 
 func (p *plan) deleteRow() (sql string, match []int) {

@@ -29,14 +29,17 @@ type builder struct {
 	token     string
 	pieces    bool // the open transaction has already given a piece
 	closed    bool // the last piece of such a transaction waits to be taken
+	// reached is the place up to which everything has been handed over or is in cur. A server that has just started to send names places
+	// before it.
+	reached uint64
 
 	filled chan struct{} // something may be taken
 	taken  chan struct{} // something was taken
 }
 
-func newBuilder(l Limits, seams map[replication.TableName]replication.Seam) *builder {
+func newBuilder(l Limits, start uint64, seams map[replication.TableName]replication.Seam) *builder {
 	b := &builder{
-		limits: l, seams: seams, cur: replication.NewBatch(), relations: map[uint32]*replication.Relation{},
+		limits: l, reached: start, seams: seams, cur: replication.NewBatch(), relations: map[uint32]*replication.Relation{},
 		filled: make(chan struct{}, 1), taken: make(chan struct{}, 1),
 	}
 	for _, s := range seams {
@@ -106,6 +109,10 @@ func (b *builder) decode(data []byte) error {
 		if err != nil {
 			return err
 		}
+		if c.End <= b.reached {
+			return fmt.Errorf("the stream went back: a transaction ends at %s, while %s was reached", position(c.End), position(b.reached))
+		}
+		b.reached = c.End
 		b.end(replication.Mark{End: len(b.cur.Changes), Position: position(c.End), Commit: c.At, Token: b.token})
 		return nil
 	case 'R':
@@ -180,9 +187,10 @@ func (b *builder) end(m replication.Mark) {
 func (b *builder) advance(lsn pglogrepl.LSN) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.open || b.closed {
+	if b.open || b.closed || uint64(lsn) <= b.reached {
 		return
 	}
+	b.reached = uint64(lsn)
 	b.cur.Position = position(uint64(lsn))
 	signal(b.filled)
 }

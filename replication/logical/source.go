@@ -119,7 +119,7 @@ func (s *Source) Stream(ctx context.Context, start replication.Position, out cha
 	if err := pglogrepl.StartReplication(ctx, conn, s.o.Slot, pglogrepl.LSN(lsn), pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication, PluginArgs: args}); err != nil {
 		return fmt.Errorf("start streaming from slot %q at %s: %w", s.o.Slot, pglogrepl.LSN(lsn), err)
 	}
-	b := newBuilder(s.o.Limits, s.o.Seams)
+	b := newBuilder(s.o.Limits, lsn, s.o.Seams)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.read(ctx, conn, b) })
 	g.Go(func() error { return s.report(ctx, conn) })

@@ -147,7 +147,7 @@ func (p *Pair) applyEach(ctx context.Context, stage string, work <-chan schema.E
 	}
 	defer closeConn(ctx, conn)
 	for e := range work {
-		p.waiting(fmt.Sprintf("the target makes %s", e))
+		p.doing(fmt.Sprintf("the target makes %s", e))
 		if err := schema.Apply(ctx, conn, e); err != nil {
 			return err
 		}
@@ -155,7 +155,7 @@ func (p *Pair) applyEach(ctx context.Context, stage string, work <-chan schema.E
 			return err
 		}
 	}
-	p.waiting("")
+	p.doing("")
 	return nil
 }
 

@@ -318,13 +318,18 @@ func (p *Pair) clearProblem() {
 	p.status.failure = nil
 }
 
-// waiting shows what the pair waits for; empty when it goes on.
-func (p *Pair) waiting(what string) {
+// doing shows what the pair is busy with; empty when it is done.
+func (p *Pair) doing(what string) (before string) {
 	p.mu.Lock()
-	old := p.status.Waiting
+	defer p.mu.Unlock()
+	before = p.status.Waiting
 	p.status.Waiting = what
-	p.mu.Unlock()
-	if what != "" && what != old {
+	return before
+}
+
+// waiting shows what the pair waits for, in the log too; empty when it goes on.
+func (p *Pair) waiting(what string) {
+	if before := p.doing(what); what != "" && what != before {
 		p.log.Info("waiting", "for", what)
 	}
 }

@@ -1,0 +1,77 @@
+package pair
+
+import (
+	"testing"
+	"time"
+
+	"replicator/internal/pgtest"
+)
+
+// The main road: everything that a source may hold moves while it is written to, stays equal, is switched, comes back, and leaves
+// no trace.
+func TestMoveSwitchAndReturn(t *testing.T) {
+	s := seed(t)
+	f := newFixture(t)
+	pgtest.Exec(t, f.source, variedSchema)
+	before := pgtest.DumpSchema(t, f.source)
+	stop := writers(t, f.source, s, 4)
+	f.start(false)
+	f.streaming()
+	f.equal()
+	for _, reverse := range []bool{false, true} {
+		f.attempt(reverse)
+		stop()
+		writing := f.target
+		if reverse {
+			writing = f.source
+		}
+		stop = writers(t, writing, s+10, 4)
+		f.until("lag known", 10*time.Second, func(s Status) bool { return s.LagSeconds != nil })
+		f.equal()
+	}
+	if n := stop(); n == 0 {
+		t.Error("the writers committed nothing after the return")
+	}
+	f.equal()
+	if err := f.pair.Finish(f.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if after := pgtest.DumpSchema(t, f.source); after != before {
+		t.Errorf("the source's schema is not what it was:\n%s", after)
+	}
+}
+
+// attempt goes through the phases as the coordinator does.
+func (f *fixture) attempt(reverse bool) {
+	f.t.Helper()
+	ctx := f.ctx()
+	deadline := time.Now().Add(20 * time.Second)
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"prepare", func() error { return f.pair.Prepare(ctx, reverse) }},
+		{"freeze", func() error { return f.pair.Freeze(ctx, reverse, deadline) }},
+		{"renew", func() error { return f.pair.Renew(ctx, reverse, deadline) }},
+		{"fence", func() error { return f.pair.Fence(ctx, reverse) }},
+		{"drain", func() error { return f.pair.Drain(ctx, reverse) }},
+		{"sequences", func() error { return f.pair.Sequences(ctx, reverse) }},
+		{"verify", func() error {
+			n, err := f.pair.Verify(ctx, reverse)
+			if n != 0 {
+				f.t.Errorf("%d mismatches at the freeze", n)
+			}
+			return err
+		}},
+		{"arm", func() error { return f.pair.Arm(ctx, reverse) }},
+		{"seal", func() error { return f.pair.Seal(ctx, reverse) }},
+		{"open", func() error { return f.pair.Open(ctx, reverse) }},
+		{"retire", func() error { return f.pair.Retire(ctx, reverse) }},
+	} {
+		began := time.Now()
+		if err := step.do(); err != nil {
+			f.t.Fatalf("%s (reverse %v): %v", step.name, reverse, err)
+		}
+		f.t.Logf("%s took %v", step.name, time.Since(began).Round(time.Millisecond))
+	}
+}
