@@ -1,0 +1,120 @@
+package probe
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// both looks at what the two sides have to agree on.
+func (r *run) both(ctx context.Context, src, dst *side) {
+	if src.system == dst.system && src.databaseOID == dst.databaseOID && src.started.Equal(dst.started) {
+		r.fail("", "same-database", "correct one of the URLs", "source and target are one and the same database")
+	} else {
+		r.ok("", "same-database", "source and target are different databases")
+	}
+	if dst.major() < src.major() {
+		r.fail(target, "target-older", fmt.Sprintf("take a target of version %d or newer", src.major()), "the target is of version %d, older than the source's %d", dst.major(), src.major())
+	} else {
+		r.ok(target, "target-older", "the target is of version %d, the source of %d", dst.major(), src.major())
+	}
+	switch {
+	case dst.encoding == src.encoding:
+		r.ok(target, "encoding", "both databases are encoded in %s", src.encoding)
+	case dst.encoding != "UTF8":
+		r.fail(target, "encoding", "make the target's database with ENCODING 'UTF8' TEMPLATE template0", "the target is encoded in %s, the source in %s: not every character can be stored", dst.encoding, src.encoding)
+	case src.encoding == "SQL_ASCII":
+		r.warn(target, "encoding", "make sure that all text of the source is valid UTF-8: what isn't will stop the copy", "the source's encoding SQL_ASCII says nothing about its text; the target is UTF8")
+	default:
+		r.info(target, "encoding", "nothing: text is converted", "the source is encoded in %s, the target in UTF8", src.encoding)
+	}
+	if dst.collate != src.collate || dst.ctype != src.ctype {
+		r.warn(target, "collation", fmt.Sprintf("make the target's database with LC_COLLATE '%s' LC_CTYPE '%s' TEMPLATE template0, if the order of text matters", src.collate, src.ctype),
+			"text sorts by %s/%s on the target, by %s/%s on the source", dst.collate, dst.ctype, src.collate, src.ctype)
+	} else {
+		r.ok(target, "collation", "both databases sort by %s", src.collate)
+	}
+	r.extensions(ctx, src, dst)
+}
+
+type extension struct {
+	Name, Version, Schema string
+}
+
+const (
+	readExtensions = `SELECT e.extname::text, e.extversion, n.nspname::text FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname <> 'plpgsql' ORDER BY 1`
+	// An extension that is neither trusted nor free of superuser's rights needs a superuser, or the platform's own way for its master user.
+	readOffered = `SELECT DISTINCT v.name::text, bool_or(NOT v.superuser OR v.trusted) OVER (PARTITION BY v.name) FROM pg_available_extension_versions v`
+)
+
+// extensions looks whether the target has, or offers, the source's extensions, in the same schema.
+func (r *run) extensions(ctx context.Context, src, dst *side) {
+	used, err := readExtensionList(ctx, src)
+	if err != nil {
+		r.broke(source, "extensions", err)
+		return
+	}
+	have, err := readExtensionList(ctx, dst)
+	if err != nil {
+		r.broke(target, "extensions", err)
+		return
+	}
+	installed := map[string]extension{}
+	for _, e := range have {
+		installed[e.Name] = e
+	}
+	offered := map[string]bool{}
+	rows, err := dst.conn.Query(ctx, readOffered)
+	if err == nil {
+		var name string
+		var free bool
+		_, err = pgx.ForEachRow(rows, []any{&name, &free}, func() error { offered[name] = free; return nil })
+	}
+	if err != nil {
+		r.broke(target, "extensions", err)
+		return
+	}
+	var missing, privileged, elsewhere []text
+	var move []string
+	heroku := false
+	for _, e := range used {
+		heroku = heroku || e.Schema == "heroku_ext"
+		at, there := installed[e.Name]
+		free, available := offered[e.Name]
+		switch {
+		case there && at.Schema != e.Schema:
+			elsewhere = append(elsewhere, text(fmt.Sprintf("%s (in %s, not %s)", e.Name, at.Schema, e.Schema)))
+			move = append(move, fmt.Sprintf("CREATE SCHEMA IF NOT EXISTS %s; ALTER EXTENSION %s SET SCHEMA %s", quote(e.Schema), quote(e.Name), quote(e.Schema)))
+		case there:
+		case !available:
+			missing = append(missing, text(e.Name))
+		case !free && !dst.superuser:
+			privileged = append(privileged, text(e.Name))
+		}
+	}
+	if len(missing) > 0 {
+		r.fail(target, "extension-missing", "choose a server that offers them, or drop them on the source if nothing uses them", "the target doesn't offer the extensions %s", names(missing))
+	}
+	if len(elsewhere) > 0 {
+		r.fail(target, "extension-schema", strings.Join(move, "; "), "extensions are in another schema on the target: %s", names(elsewhere))
+	}
+	if len(privileged) > 0 {
+		r.warn(target, "extension-privilege", "if the provider doesn't let this role (RDS: rds_superuser does), create them on the target as a role that may, in the same schema", "creating the extensions %s takes a superuser", names(privileged))
+	}
+	if heroku {
+		r.info(target, "heroku-ext", "nothing; after the migration ALTER EXTENSION … SET SCHEMA public may tidy up", "extensions live in schema heroku_ext, which is made on the target too")
+	}
+	if len(missing)+len(elsewhere)+len(privileged) == 0 {
+		r.ok(target, "extensions", "the target has or offers all %d extensions of the source", len(used))
+	}
+}
+
+func readExtensionList(ctx context.Context, s *side) ([]extension, error) {
+	rows, err := s.conn.Query(ctx, readExtensions)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[extension])
+}
