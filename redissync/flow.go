@@ -54,6 +54,8 @@ type flow struct {
 	probe        chan struct{}
 	verified     map[keyID]struct{} // dirtied since the last complete verification; nil: there was none
 	verifiedFull bool
+	observed     map[string]bool // keys of which a verification wants to know whether they are written to
+	observedAll  bool            // a gap: any of them may have been
 }
 
 // seen is what was last read from a server's INFO.
@@ -181,7 +183,7 @@ func (f *flow) feedDown(err error) {
 
 func (f *flow) gapLocked() {
 	f.holds = append(f.holds, f.queue.hold(f.heard))
-	f.verified, f.verifiedFull = nil, false
+	f.verified, f.verifiedFull, f.observedAll = nil, false, true
 	f.wake()
 }
 
@@ -203,6 +205,7 @@ func (f *flow) changedNames(names []string) {
 		return
 	}
 	f.events.Add(int64(len(names)))
+	f.sawChange(names...)
 	f.queue.markName(names, *f.known.Load())
 }
 
@@ -211,6 +214,7 @@ func (f *flow) changedKey(db int, key string) {
 		return
 	}
 	f.events.Add(1)
+	f.sawChange(key)
 	f.queue.mark(keyID{db, key})
 }
 

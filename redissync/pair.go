@@ -29,11 +29,12 @@ type Pair struct {
 	source side
 	target side
 
-	copied atomic.Int64
-	gaps   atomic.Int64
-	strays atomic.Int64
-	ended  atomic.Bool
-	starts chan *flow
+	copied    atomic.Int64
+	gaps      atomic.Int64
+	strays    atomic.Int64
+	ended     atomic.Bool
+	starts    chan *flow
+	verifying chan struct{}
 
 	mu       sync.Mutex
 	changed  chan struct{}
@@ -51,7 +52,7 @@ type Pair struct {
 
 // New builds a pair. URLs that can't be read are reported by Run and Check.
 func New(o Options) *Pair {
-	p := &Pair{o: o, log: o.log(), starts: make(chan *flow), changed: make(chan struct{}), problems: map[string]shown{}, controls: map[string]*session{}}
+	p := &Pair{o: o, log: o.log(), starts: make(chan *flow), verifying: make(chan struct{}, 1), changed: make(chan struct{}), problems: map[string]shown{}, controls: map[string]*session{}}
 	p.source.name, p.target.name = "source", "target"
 	var err1, err2 error
 	p.source.endpoint, err1 = parseEndpoint(o.SourceURL, o.SourceTLS)

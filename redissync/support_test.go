@@ -208,7 +208,7 @@ func plainValue(ctx context.Context, s *session, db int, key string) (string, er
 	case "list":
 		cmds = []command{{"LRANGE", key, "0", "-1"}}
 	case "set":
-		cmds = []command{{"SORT", key, "ALPHA"}}
+		cmds = []command{{"SORT_RO", key, "ALPHA"}}
 	case "hash":
 		cmds = []command{{"HGETALL", key}}
 	case "zset":

@@ -17,6 +17,8 @@ type Report struct {
 	Keys int64
 	// Mismatches counts the keys that stayed different.
 	Mismatches int
+	// Moving counts keys that were written to each time they were looked at, so that nothing can be said of them; a freeze ends that.
+	Moving int
 	// Differences names the first of them.
 	Differences []Difference
 	Elapsed     time.Duration
@@ -60,6 +62,12 @@ type verifier struct {
 
 func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
 	started := time.Now()
+	select { // one at a time
+	case p.verifying <- struct{}{}:
+		defer func() { <-p.verifying }()
+	case <-ctx.Done():
+		return Report{}, ctx.Err()
+	}
 	v := &verifier{
 		f:           f,
 		origin:      &session{endpoint: f.origin.endpoint, name: p.o.connectionName(f.role("verify"))},
@@ -91,15 +99,18 @@ func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("verify: %w", err)
 	}
+	moving := 0
 	for round := 1; round < rounds && len(suspects) > 0; round++ {
-		if err := v.settle(ctx, round); err != nil {
-			return Report{}, fmt.Errorf("verify: %w", err)
-		}
-		if suspects, err = v.again(ctx, suspects); err != nil {
+		if suspects, moving, err = v.round(ctx, round, suspects); err != nil {
 			return Report{}, fmt.Errorf("verify: %w", err)
 		}
 	}
-	r := Report{Keys: v.keys, Mismatches: len(suspects), Elapsed: time.Since(started)}
+	for id, kind := range suspects {
+		if kind == inMotion {
+			delete(suspects, id)
+		}
+	}
+	r := Report{Keys: v.keys, Moving: moving, Mismatches: len(suspects), Elapsed: time.Since(started)}
 	for _, id := range sortedKeys(suspects) {
 		if len(r.Differences) < maxDifferences {
 			r.Differences = append(r.Differences, Difference{id.db, id.key, suspects[id]})
@@ -114,11 +125,70 @@ func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
 	return r, nil
 }
 
-// settle gives the copying time to bring the destination up to date, unless it is stopped.
-func (v *verifier) settle(ctx context.Context, round int) error {
-	if v.f.gate.shutFor(shutDrained) || v.f.gate.shutFor(shutPaused) {
-		return ctx.Err()
+// inMotion marks a suspect that was written to while it was compared.
+const inMotion = "in motion"
+
+// round compares suspects again, once the destination has caught up with what is known now. A difference of a key that was written
+// to between then and the comparison says nothing.
+func (v *verifier) round(ctx context.Context, round int, suspects map[keyID]string) (left map[keyID]string, moving int, err error) {
+	still := v.f.gate.shutFor(shutDrained) || v.f.gate.shutFor(shutPaused)
+	moved := v.f.observe(suspects)
+	defer v.f.observe(nil)
+	if !still {
+		if err := v.settle(ctx, round); err != nil {
+			return nil, 0, err
+		}
 	}
+	if left, err = v.again(ctx, suspects); err != nil {
+		return nil, 0, err
+	}
+	if !still {
+		if _, err := v.f.fence(ctx); err != nil {
+			return nil, 0, err
+		}
+	}
+	for id := range left {
+		if moved(id) {
+			left[id] = inMotion
+			moving++
+		}
+	}
+	return left, moving, nil
+}
+
+// observe starts noting which of the keys are written to, instead of any others, and returns what tells.
+func (f *flow) observe(ids map[keyID]string) func(keyID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.observed, f.observedAll = nil, false
+	if len(ids) == 0 {
+		return nil
+	}
+	f.observed = map[string]bool{}
+	for id := range ids {
+		f.observed[id.key] = false
+	}
+	mine := f.observed
+	return func(id keyID) bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return mine[id.key] || f.observedAll
+	}
+}
+
+// sawChange notes a change of an observed key.
+func (f *flow) sawChange(names ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, n := range names {
+		if _, ok := f.observed[n]; ok {
+			f.observed[n] = true
+		}
+	}
+}
+
+// settle lets the copying bring the destination up to date.
+func (v *verifier) settle(ctx context.Context, round int) error {
 	wait := time.NewTimer(time.Duration(round) * 100 * time.Millisecond)
 	defer wait.Stop()
 	seq, err := v.f.fence(ctx)

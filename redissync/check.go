@@ -1,0 +1,252 @@
+package redissync
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"replicator/internal/preflight"
+)
+
+// outputBufferLimit is the default hard limit of the pubsub client class, up to which a server keeps unread changes for a feed.
+const outputBufferLimit = 32 << 20
+
+// checker collects findings of one pair.
+type checker struct {
+	p        *Pair
+	findings []preflight.Finding
+}
+
+func (c *checker) add(s preflight.Severity, code, side, message, hint string) {
+	c.findings = append(c.findings, preflight.Finding{Code: code, Severity: s, Pair: c.p.o.Name, Side: side, Message: message, Hint: hint})
+}
+
+func (c *checker) fail(err error, at side) {
+	_, f := problemOf(err, at, "")
+	c.add(preflight.Error, f.Code, at.name, f.Message, f.Hint)
+}
+
+// Check probes both servers for everything that copying, cutover and rollback will need, and changes nothing. It never fails: what
+// can't be reached is a finding too. What was probed and is good is there as well.
+func Check(ctx context.Context, o Options) []preflight.Finding {
+	p := New(o)
+	c := &checker{p: p}
+	if p.err != nil {
+		c.add(preflight.Error, "redis-url", "", p.err.Error(), "correct the URL in the configuration")
+		return c.findings
+	}
+	var infos [2]serverInfo
+	var sessions [2]*session
+	reached := true
+	for i, at := range []side{p.source, p.target} {
+		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+		defer cancel()
+		sessions[i] = &session{endpoint: at.endpoint, name: o.connectionName("check")}
+		defer sessions[i].close()
+		info, err := readInfo(ctx, sessions[i])
+		if err != nil {
+			c.fail(err, at)
+			reached = false
+			continue
+		}
+		infos[i] = info
+		c.add(preflight.OK, "redis-reachable", at.name, fmt.Sprintf("the %s is %s with %d keys", at.name, product(info), info.keys()), "")
+		c.server(ctx, at, info, sessions[i])
+	}
+	if reached {
+		c.together(ctx, infos[0], infos[1], sessions[0], sessions[1])
+	}
+	return c.findings
+}
+
+// product is the server's name and version for people.
+func product(i serverInfo) string {
+	if v := i.fields["valkey_version"]; v != "" {
+		return "Valkey " + v
+	}
+	return "Redis " + i.version.String()
+}
+
+// server checks one side by itself. Both sides need the same, since a rollback goes the other way.
+func (c *checker) server(ctx context.Context, at side, info serverInfo, s *session) {
+	switch {
+	case info.version < 60000:
+		c.add(preflight.Error, "redis-version", at.name, "the "+at.name+" is "+product(info)+", which can't report its changes", "upgrade it to Redis 6.2 or newer, or Valkey")
+	case info.version < 60200:
+		c.add(preflight.Error, "redis-version", at.name, "the "+at.name+" is "+product(info)+", which can't hold writes alone (CLIENT PAUSE … WRITE)", "upgrade it to Redis 6.2 or newer, or Valkey")
+	}
+	if info.role != "master" {
+		c.add(preflight.Error, "redis-not-primary", at.name, "the "+at.name+" is a replica", "give the address of the primary, as the provider's primary endpoint does")
+	}
+	if info.cluster {
+		c.add(preflight.Error, "redis-cluster", at.name, "the "+at.name+" is in cluster mode, which this version doesn't support", "use a server without cluster mode")
+	}
+	if len(info.modules) > 0 {
+		sev := preflight.Warning
+		if at.name == "source" {
+			sev = preflight.Error
+		}
+		c.add(sev, "redis-modules", at.name, "the "+at.name+" has modules loaded: "+strings.Join(info.modules, ", "), "keys of module types can't be carried over: remove them and unload the modules, or exclude this server")
+	}
+	c.commands(ctx, at, info, s)
+	fd, err := openFeed(ctx, at.endpoint, c.p.o.connectionName("check-feed"), c.p.o.Notifications != "off")
+	if err != nil {
+		c.add(preflight.Error, "redis-feed", at.name, "the "+at.name+" refuses to report its changes: "+err.Error(), "its user needs CLIENT TRACKING, SUBSCRIBE and PSUBSCRIBE on all channels and keys (ACL SETUSER … allkeys allchannels)")
+	} else {
+		fd.close()
+		c.add(preflight.OK, "redis-feed", at.name, "the "+at.name+" reports its changes by client-side caching's broadcast", "")
+	}
+	limit, _ := strconv.ParseInt(info.fields["maxmemory"], 10, 64)
+	used, _ := strconv.ParseInt(info.fields["used_memory"], 10, 64)
+	if limit > 0 && limit-used < outputBufferLimit {
+		c.add(preflight.Warning, "redis-memory-headroom", at.name, fmt.Sprintf("the %s has %d MB left below its maxmemory", at.name, max(0, limit-used)>>20),
+			"unread changes may take up to 32 MB there while replicator is stalled (client-output-buffer-limit pubsub): raise maxmemory, or make room")
+	}
+}
+
+// commands tries each command that will be needed in a form that changes nothing.
+func (c *checker) commands(ctx context.Context, at side, info serverInfo, s *session) {
+	absent := ownPrefix + "absent"
+	probes := []command{
+		{"SCAN", "0", "COUNT", "1"}, {"EXISTS", absent}, {"TYPE", absent}, {"DUMP", absent}, {"PTTL", absent}, {"MEMORY", "USAGE", absent}, {"TIME"},
+		{"UNLINK", absent}, {"RESTORE", absent, "0", "not a payload"}, {"CLIENT", "LIST"}, {"CLIENT", "ID"}, {"CLIENT", "KILL", "ID", "0"},
+		{"CLIENT", "PAUSE", "0", "WRITE"}, {"SELECT", "0"},
+	}
+	if info.version >= 70000 {
+		probes = append(probes, command{"PEXPIRETIME", absent})
+	}
+	bad := false
+	for _, p := range probes {
+		_, err := s.do(ctx, p...)
+		if err == nil || p[0] == "RESTORE" && badPayload(err) {
+			continue
+		}
+		if !isReplyError(err) {
+			c.fail(err, at)
+			return
+		}
+		code, hint := classify(err, at)
+		if p[0] == "MEMORY" { // sizes only make the copying gentler
+			continue
+		}
+		if code == "redis-refused" && p[0] == "CLIENT" && p[1] == "KILL" && strings.Contains(err.Error(), "No such client") {
+			continue
+		}
+		bad = true
+		c.add(preflight.Error, code, at.name, fmt.Sprintf("%s on the %s: %v", strings.Join(p[:min(2, len(p))], " "), at.name, err), hint)
+	}
+	if !bad {
+		c.add(preflight.OK, "redis-commands", at.name, "the "+at.name+" allows every command that is needed", "")
+	}
+}
+
+// together checks what depends on both sides.
+func (c *checker) together(ctx context.Context, source, target serverInfo, s, t *session) {
+	if source.runID == target.runID {
+		c.add(preflight.Error, "redis-same-server", "", "source and target are the same server", "give two different servers")
+		return
+	}
+	c.order(ctx, source, target, s)
+	for _, db := range c.p.o.ownDatabases(mergeDatabases(source.databases)) {
+		if _, err := t.do(ctx, "SELECT", strconv.Itoa(db)); err != nil {
+			c.add(preflight.Error, "redis-databases", "target", fmt.Sprintf("the source uses database %d, which the target doesn't have: %v", db, err), "raise `databases` on the target, or name only certain databases to move")
+		}
+	}
+	t.close() // back to database 0
+	c.targetContents(ctx, t)
+	c.memory(source, target)
+	if a, exact, err := clock(ctx, s); err == nil {
+		if b, exactB, err := clock(ctx, t); err == nil && (b-a).Abs() > time.Second+exact+exactB {
+			c.add(preflight.Warning, "redis-clock", "", fmt.Sprintf("the servers' clocks differ by %v", (b-a).Round(time.Millisecond)), "expiries are corrected by the difference; better synchronise the clocks (NTP)")
+		}
+	}
+	if source.version >= 70000 {
+		v, err := s.do(ctx, "FUNCTION", "LIST")
+		if err == nil && len(v.items) > 0 && target.version < 70000 {
+			c.add(preflight.Error, "redis-functions", "target", fmt.Sprintf("the source has %d function libraries, which %s doesn't know", len(v.items), product(target)), "take a target of Redis 7.0 or newer, or Valkey")
+		}
+	}
+	if c.p.source.endpoint.database > 0 || c.p.target.endpoint.database > 0 {
+		c.add(preflight.Info, "redis-url-database", "", "a URL names a database: all databases are moved, each to the one of the same number", "name certain databases in the configuration if not all are to be moved")
+	}
+}
+
+// rdbVersion is the version of the payloads that a server makes and understands.
+func rdbVersion(i serverInfo) int {
+	valkey := parseVersion(i.fields["valkey_version"])
+	switch {
+	case valkey >= 90000:
+		return 80
+	case valkey > 0:
+		return 11
+	case i.version >= 70400:
+		return 12
+	case i.version >= 70200:
+		return 11
+	case i.version >= 70000:
+		return 10
+	}
+	return 9
+}
+
+func (c *checker) order(ctx context.Context, source, target serverInfo, s *session) {
+	from, to := rdbVersion(source), rdbVersion(target)
+	if k, err := s.do(ctx, "RANDOMKEY"); err == nil && !k.null {
+		if size, err := s.do(ctx, "MEMORY", "USAGE", k.str); err == nil && size.num < batchBytes {
+			if v, err := s.do(ctx, "DUMP", k.str); err == nil && len(v.str) > 10 {
+				from = int(binary.LittleEndian.Uint16([]byte(v.str[len(v.str)-10:])))
+			}
+		}
+	}
+	switch {
+	case from > to:
+		c.add(preflight.Warning, "redis-version-order", "target", fmt.Sprintf("%s (payload version %d) is older than the source's %s (%d)", product(target), to, product(source), from),
+			"values of encodings that the target doesn't know are written by commands, which is slower: better take a target of the same or a newer version")
+	case from < to:
+		c.add(preflight.Info, "redis-version-order", "target", fmt.Sprintf("%s is newer than the source's %s: after the switch, values go back to an older version", product(target), product(source)),
+			"a rollback writes values by commands where the source doesn't know their encoding")
+	}
+}
+
+func (c *checker) targetContents(ctx context.Context, t *session) {
+	v, err := t.do(ctx, "HGETALL", c.p.o.stateKey())
+	if err != nil {
+		c.fail(err, c.p.target)
+		return
+	}
+	if len(v.items) > 0 {
+		c.add(preflight.Info, "redis-resuming", "target", "the target was claimed by this migration before: it is made equal to the source again", "")
+		return
+	}
+	n, err := c.p.foreignKeys(ctx)
+	if err != nil {
+		c.fail(err, c.p.target)
+		return
+	}
+	if n > 0 && !c.p.o.Resuming {
+		_, f := problemOf(targetNotEmpty(n), c.p.target, "")
+		c.add(preflight.Error, f.Code, "target", f.Message, f.Hint)
+		return
+	}
+	c.add(preflight.OK, "redis-target-empty", "target", "the target holds no keys", "")
+}
+
+func (c *checker) memory(source, target serverInfo) {
+	limit, _ := strconv.ParseInt(target.fields["maxmemory"], 10, 64)
+	used, _ := strconv.ParseInt(source.fields["used_memory"], 10, 64)
+	policy := target.fields["maxmemory_policy"]
+	if policy != "" && policy != "noeviction" {
+		c.add(preflight.Warning, "redis-eviction", "target", "the target may drop keys when its memory is full (maxmemory-policy "+policy+")",
+			"set maxmemory-policy noeviction on the target until the cutover is done, unless the keys are a mere cache")
+	}
+	switch {
+	case limit == 0:
+	case used > limit:
+		c.add(preflight.Error, "redis-memory", "target", fmt.Sprintf("the source uses %d MB; the target's maxmemory is %d MB", used>>20, limit>>20), "take a larger target")
+	case used > limit*8/10:
+		c.add(preflight.Warning, "redis-memory", "target", fmt.Sprintf("the source uses %d MB; the target's maxmemory is %d MB", used>>20, limit>>20), "take a larger target, or watch its memory")
+	}
+}
