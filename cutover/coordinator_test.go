@@ -90,6 +90,18 @@ func TestScenarios(t *testing.T) {
 			say(l.attempt(t, Request{}))
 			w.settled(t, Reverse)
 		},
+		"death-before-a-pair-opens": func(t *testing.T, w *world, l *life, say func(string)) {
+			say(w.deadly(t, l, "b.open", crashBefore))
+			w.settled(t, Reverse)
+		},
+		"death-between-switch-hooks": func(t *testing.T, w *world, l *life, say func(string)) {
+			say(w.deadly(t, l, "hook switch/2", crashBefore))
+			w.settled(t, Reverse)
+		},
+		"death-after-the-seals": func(t *testing.T, w *world, l *life, say func(string)) {
+			say(w.deadly(t, l, "save open", crashBefore))
+			w.settled(t, Forward)
+		},
 		"abort-hook-fails": func(t *testing.T, w *world, l *life, say func(string)) {
 			w.set(func() { w.mismatch, w.fails["hook abort/1"] = map[string]int{"a": 1}, final })
 			say(l.attempt(t, Request{}))
@@ -133,6 +145,29 @@ func (l *life) attempt(t *testing.T, q Request) string {
 		story += fmt.Sprintf("= %s %s %s: %s (%s)\n", f.Severity, f.Pair, f.Code, f.Message, f.Hint)
 	}
 	return story
+}
+
+// deadly starts a cutover in l, which dies at op, and tells what its successor does.
+func (w *world) deadly(t *testing.T, l *life, op string, f fault) string {
+	t.Helper()
+	w.set(func() {
+		w.fault = func(_ int, o string) fault {
+			if o == op {
+				return f
+			}
+			return none
+		}
+	})
+	if _, err := l.Start(t.Context(), Request{}); err != nil {
+		t.Fatal(err)
+	}
+	<-l.done
+	w.take()
+	w.set(func() { w.fault = nil })
+	next := w.boot(t, nil)
+	defer next.halt()
+	next.ended(t)
+	return fmt.Sprintf("# after the death at %s\n%s= %s\n", op, w.take(), next.Status().Outcome)
 }
 
 func TestStartRefusals(t *testing.T) {

@@ -24,7 +24,7 @@
 // A freeze is a dead man's switch: every pair holds it for a few seconds, renewed at a third of that by a goroutine that ends
 // before the freeze is sealed or given back, and never past one deadline, the freeze budget. If a renewal is not acknowledged before the hold in
 // force runs out, or if the budget is used up, the attempt is given up. Sealing begins only while a margin of every hold remains.
-// If the journal can't be reached, nothing is done to any pair: renewals stop and the origin thaws by itself.
+// While the journal can't be reached no step is taken: renewals go on until the budget is used up, and then the origin thaws by itself.
 //
 // # Failure handling
 //

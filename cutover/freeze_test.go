@@ -1,6 +1,7 @@
 package cutover
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"replicator/internal/retry"
 	"replicator/metrics"
 )
 
@@ -51,6 +53,11 @@ func TestBudgetSpent(t *testing.T) {
 				}
 				if s.FreezeSeconds < 19.9 || s.FreezeSeconds > 20.5 {
 					t.Errorf("froze %v s, want the budget of 20", s.FreezeSeconds)
+				}
+				for _, d := range w.pairs {
+					if d.latest.After(s.Deadline) {
+						t.Errorf("pair %s was frozen until %s, past the deadline %s", d.name, d.latest, s.Deadline)
+					}
 				}
 				w.settled(t, Forward)
 			})
@@ -219,7 +226,7 @@ func TestAbort(t *testing.T) {
 func TestThawInsists(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld("a", "b")
-		w.fails["drain"], w.fails["b.thaw"] = errors.New("disk full"), errNetwork
+		w.fails["drain"], w.fails["b.thaw"] = errors.New("disk full"), retry.Stop(errNetwork)
 		l := begun(t, w, StepThaw, 0)
 		defer l.halt()
 		<-time.After(time.Hour)
@@ -294,6 +301,49 @@ func TestJournalDownDuringFreeze(t *testing.T) {
 			t.Errorf("outcome %q, %s: %s", s.Outcome, s.Code, s.Error)
 		}
 		w.settled(t, Forward)
+	})
+}
+
+// TestGivenUpFreezeIsNotRenewed: renewals end before the thaw, however long that takes.
+func TestGivenUpFreezeIsNotRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld("a", "b")
+		w.takes["b.thaw"], w.fails["a.drain"] = time.Minute-time.Second, retry.Stop(errNetwork)
+		l := begun(t, w, StepThaw, 10*time.Minute)
+		defer l.halt()
+		l.ended(t)
+		w.settled(t, Forward)
+	})
+}
+
+// TestAbortBeforeTheJournalAnswers: an accepted attempt that waits for its place in the journal can be aborted, and freezes nothing.
+func TestAbortBeforeTheJournalAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld("a")
+		l := w.boot(t, nil)
+		defer l.halt()
+		l.ended(t)
+		w.set(func() { w.fails["save"], w.fails["load"] = errNetwork, errNetwork })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		id, err := l.Start(ctx, Request{})
+		if id == "" || !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("start without a journal: %q, %v, want the id and the context's error", id, err)
+		}
+		if _, err := l.Start(t.Context(), Request{}); !errors.Is(err, ErrRunning) {
+			t.Errorf("another start: %v, want ErrRunning", err)
+		}
+		if err := l.Abort(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		w.set(func() { w.fails = map[string]error{} })
+		until(t, "the attempt", func() bool { return l.Status().Attempt == id && !l.Status().Running() })
+		if s := l.Status(); s.Outcome != OutcomeAborted || s.Code != "cutover-aborted" {
+			t.Errorf("outcome %q, %s: %s", s.Outcome, s.Code, s.Error)
+		}
+		if story := w.take(); strings.Contains(story, "a.") {
+			t.Errorf("the pair was touched:\n%s", story)
+		}
 	})
 }
 

@@ -59,6 +59,10 @@ type database struct {
 	name  string
 	sides [2]side
 	fence int
+	// given: the process that froze it has thawed it, or sealed it, and must not renew any more.
+	given string
+	// latest is the furthest deadline that was asked for.
+	latest time.Time
 }
 
 // side is one server: how it is shut, and how many of the application's writes it holds.
@@ -213,6 +217,7 @@ func (f *fakePair) Freeze(ctx context.Context, reverse bool, deadline time.Time)
 	f.p.mu.Lock()
 	dead := f.p.dead
 	origin, _ := f.ends(reverse)
+	f.d.given, f.d.latest = "", deadline
 	if !dead && !origin.sealed && time.Now().Before(deadline) {
 		origin.until = deadline
 	}
@@ -227,6 +232,12 @@ func (f *fakePair) Freeze(ctx context.Context, reverse bool, deadline time.Time)
 
 func (f *fakePair) Renew(ctx context.Context, reverse bool, deadline time.Time) error {
 	return f.do(ctx, "renew", func() error {
+		if f.d.given != "" {
+			f.p.wrong = append(f.p.wrong, f.d.name+" was renewed after it was "+f.d.given)
+		}
+		if deadline.After(f.d.latest) {
+			f.d.latest = deadline
+		}
 		origin, _ := f.ends(reverse)
 		if origin.writable() {
 			return errors.New("the freeze has lapsed")
@@ -244,7 +255,7 @@ func (f *fakePair) Seal(ctx context.Context, reverse bool) error {
 		if origin.writable() {
 			return errors.New("the freeze has lapsed")
 		}
-		origin.sealed = true
+		origin.sealed, f.d.given = true, "sealed"
 		return nil
 	})
 }
@@ -255,7 +266,7 @@ func (f *fakePair) Thaw(ctx context.Context, reverse bool) error {
 		if !destination.sealed {
 			f.p.wrong = append(f.p.wrong, f.d.name+" was thawed though its destination is open")
 		}
-		origin.sealed, origin.until = false, time.Time{}
+		origin.sealed, origin.until, f.d.given = false, time.Time{}, "thawed"
 		return nil
 	})
 }
