@@ -180,6 +180,23 @@ func TestTLSRefusesPlainSessionsAndProvesItself(t *testing.T) {
 	}
 }
 
+// A clone below /root can't be entered by the user that runs the servers.
+func TestToolsInAPrivateDirectoryAreStarted(t *testing.T) {
+	private := t.TempDir() // below a directory that only we may enter
+	from := filepath.Join(pgtest.ToolsDir(), "postgres", "node_modules", "pg18")
+	to := filepath.Join(private, "postgres", "node_modules")
+	if err := os.MkdirAll(to, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("cp", "-a", "--reflink=auto", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Setenv("REPLICATOR_TOOLS_DIR", private)
+	t.Setenv("TMPDIR", openTempDir(t))
+	s := pgtest.Start(t, pgtest.Options{Version: 18})
+	queryString(t, pgtest.Connect(t, s.URL("postgres")), "select version()")
+}
+
 func TestAMissingVersionNamesTheCommandThatInstallsIt(t *testing.T) {
 	t.Parallel()
 	_, err := pgtest.Launch(t.Context(), openTempDir(t), pgtest.Options{Version: 12})
@@ -190,9 +207,9 @@ func TestAMissingVersionNamesTheCommandThatInstallsIt(t *testing.T) {
 
 func TestProgramsThatLaunchDoNotImportTesting(t *testing.T) {
 	t.Parallel()
-	out, err := exec.Command("go", "list", "-deps", "replicator/internal/pgtest").Output()
+	out, err := exec.Command("go", "list", "-deps", "replicator/internal/pgtest").CombinedOutput()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, pkg := range strings.Fields(string(out)) {
 		if pkg == "testing" || strings.HasPrefix(pkg, "replicator/") && pkg != "replicator/internal/pgtest" {
