@@ -221,6 +221,19 @@ func (r *run) digests(ctx context.Context, sides [2]*side) error {
 	return g.Wait()
 }
 
+// lightly runs f in a subtransaction of conn's transaction that is rolled back, which lets go of the locks that f took: a session that
+// kept them to the end could hold up the application's TRUNCATE of one table, which in turn holds up our reading of another.
+func lightly(ctx context.Context, conn *pgx.Conn, f func() error) error {
+	if _, err := conn.Exec(ctx, "SAVEPOINT replicator_verify"); err != nil {
+		return err
+	}
+	if err := f(); err != nil {
+		return err
+	}
+	_, err := conn.Exec(ctx, "ROLLBACK TO SAVEPOINT replicator_verify; RELEASE SAVEPOINT replicator_verify", pgx.QueryExecModeSimpleProtocol)
+	return err
+}
+
 func (r *run) digest(ctx context.Context, conn *pgx.Conn, side int, p piece) error {
 	r.mu.Lock()
 	if p.table.started.IsZero() {
@@ -229,7 +242,9 @@ func (r *run) digest(ctx context.Context, conn *pgx.Conn, side int, p piece) err
 	r.mu.Unlock()
 	var rows int64
 	var sum1, sum2 string
-	if err := conn.QueryRow(ctx, p.table.digest(p.pages), pgx.QueryExecModeExec).Scan(&rows, &sum1, &sum2); err != nil {
+	if err := lightly(ctx, conn, func() error {
+		return conn.QueryRow(ctx, p.table.digest(p.pages), pgx.QueryExecModeExec).Scan(&rows, &sum1, &sum2)
+	}); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -273,7 +288,14 @@ func (r *run) differences(ctx context.Context, sides [2]*side) error {
 		pair := [2]*pgx.Conn{sides[0].sessions[i], sides[1].sessions[i]}
 		g.Go(func() error {
 			for t := range next {
-				found, truncated, err := t.diff(ctx, pair, r.o.MaxKeys)
+				var found []Difference
+				var truncated bool
+				err := lightly(ctx, pair[0], func() error {
+					return lightly(ctx, pair[1], func() (err error) {
+						found, truncated, err = t.diff(ctx, pair, r.o.MaxKeys)
+						return err
+					})
+				})
 				if err != nil {
 					return err
 				}
