@@ -140,7 +140,7 @@ func TestConsole(t *testing.T) {
 func TestServersAreWhatTheyStandFor(t *testing.T) {
 	for _, capture := range []string{"logical", "trigger"} {
 		t.Run(capture, func(t *testing.T) {
-			s, err := LaunchServers(t.Context(), serversDir(t), capture)
+			s, err := LaunchServers(t.Context(), serversDir(t), ServersOptions{Capture: capture})
 			if err != nil {
 				t.Fatal(err)
 			}

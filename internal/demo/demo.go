@@ -140,7 +140,7 @@ func (s *stage) showLog() {
 
 func (s *stage) run(ctx context.Context) (err error) {
 	s.console.say("starting two Postgres and two Redis servers in %s", s.dir)
-	if s.servers, err = LaunchServers(ctx, s.dir, s.o.Capture); err != nil {
+	if s.servers, err = LaunchServers(ctx, s.dir, ServersOptions{Capture: s.o.Capture}); err != nil {
 		return err
 	}
 	defer func() {

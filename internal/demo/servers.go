@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -30,32 +31,44 @@ type Servers struct {
 }
 
 // The roles of the two sides, without superuser. Logical capture needs REPLICATION on the side that is captured; Heroku gives none.
-const (
-	sourceLogical = `CREATE ROLE shop LOGIN PASSWORD '%[1]s' NOSUPERUSER NOCREATEROLE NOCREATEDB REPLICATION;
-GRANT pg_signal_backend, pg_monitor TO shop;
-GRANT SET ON PARAMETER session_replication_role TO shop`
-	sourceTrigger = `CREATE ROLE shop LOGIN PASSWORD '%[1]s' NOSUPERUSER NOCREATEROLE NOCREATEDB NOREPLICATION;
-GRANT pg_signal_backend, pg_monitor, pg_read_all_settings, pg_read_all_stats TO shop`
-	targetRole = `CREATE ROLE shop LOGIN PASSWORD '%[1]s' NOSUPERUSER NOCREATEROLE NOCREATEDB REPLICATION;
-GRANT pg_signal_backend, pg_monitor TO shop;
-GRANT SET ON PARAMETER session_replication_role TO shop`
+var (
+	replicatingRole = []string{
+		"CREATE ROLE shop LOGIN PASSWORD '%s' NOSUPERUSER NOCREATEROLE NOCREATEDB REPLICATION",
+		"GRANT pg_signal_backend, pg_monitor TO shop",
+		setReplicaRole,
+	}
+	herokuRole = []string{
+		"CREATE ROLE shop LOGIN PASSWORD '%s' NOSUPERUSER NOCREATEROLE NOCREATEDB NOREPLICATION",
+		"GRANT pg_signal_backend, pg_monitor, pg_read_all_settings, pg_read_all_stats TO shop",
+	}
 )
 
+// setReplicaRole can be granted from PostgreSQL 15 on; before, only a superuser may set it, and so the role is one there.
+const setReplicaRole = "GRANT SET ON PARAMETER session_replication_role TO shop"
+
+// ServersOptions choose the two sides.
+type ServersOptions struct {
+	// Capture is logical or trigger; it decides what the source's role may do.
+	Capture string
+	// SourceVersion and TargetVersion are major versions of Postgres; 0 means pgtest.DefaultVersion.
+	SourceVersion, TargetVersion int
+}
+
 // LaunchServers starts two Postgres and two Redis below dir on free ports, with an empty database shop on each Postgres, owned by a
-// role that has what the capture (logical or trigger) needs and no more.
-func LaunchServers(ctx context.Context, dir, capture string) (s *Servers, err error) {
+// role that has what the capture needs and no more.
+func LaunchServers(ctx context.Context, dir string, o ServersOptions) (s *Servers, err error) {
 	s = &Servers{}
-	sourceRole := sourceLogical
-	if capture == "trigger" {
-		sourceRole = sourceTrigger
+	sourceRole := replicatingRole
+	if o.Capture == "trigger" {
+		sourceRole = herokuRole
 	}
 	starting, startCtx := errgroup.WithContext(ctx)
 	starting.Go(func() (err error) {
-		s.SourcePostgres, s.Source.PostgresURL, err = launchPostgres(startCtx, filepath.Join(dir, "heroku-postgres"), sourceRole)
+		s.SourcePostgres, s.Source.PostgresURL, err = launchPostgres(startCtx, filepath.Join(dir, "heroku-postgres"), o.SourceVersion, sourceRole)
 		return err
 	})
 	starting.Go(func() (err error) {
-		s.TargetPostgres, s.Target.PostgresURL, err = launchPostgres(startCtx, filepath.Join(dir, "aws-postgres"), targetRole)
+		s.TargetPostgres, s.Target.PostgresURL, err = launchPostgres(startCtx, filepath.Join(dir, "aws-postgres"), o.TargetVersion, replicatingRole)
 		return err
 	})
 	starting.Go(func() (err error) {
@@ -74,8 +87,8 @@ func LaunchServers(ctx context.Context, dir, capture string) (s *Servers, err er
 	return s, nil
 }
 
-func launchPostgres(ctx context.Context, dir, role string) (*pgtest.Server, string, error) {
-	server, err := pgtest.Launch(ctx, dir, pgtest.Options{})
+func launchPostgres(ctx context.Context, dir string, version int, role []string) (*pgtest.Server, string, error) {
+	server, err := pgtest.Launch(ctx, dir, pgtest.Options{Version: version})
 	if err != nil {
 		return nil, "", err
 	}
@@ -85,7 +98,13 @@ func launchPostgres(ctx context.Context, dir, role string) (*pgtest.Server, stri
 	}
 	defer admin.Close(ctx)
 	password := rand.Text()
-	for _, statement := range []string{fmt.Sprintf(role, password), "CREATE DATABASE shop OWNER shop"} {
+	for i, statement := range append(slices.Clone(role), "CREATE DATABASE shop OWNER shop") {
+		if i == 0 {
+			statement = fmt.Sprintf(statement, password)
+		}
+		if statement == setReplicaRole && server.Version() < 15 {
+			statement = "ALTER ROLE shop SUPERUSER"
+		}
 		if _, err := admin.Exec(ctx, statement); err != nil {
 			return server, "", fmt.Errorf("prepare the database: %w", err)
 		}
@@ -172,7 +191,7 @@ func (s *Servers) WriteConfig(dir, capture string) (Config, error) {
 		hooks.WriteString("  hooks:\n")
 		fmt.Fprintf(&hooks, "    - at: switch\n      webhook: {url: %q, secret: \"${HOOK_SECRET}\", timeout: 5s}\n", s.HookURL)
 	}
-	text := fmt.Sprintf(configFile, capture, hooks.String(), listen, metrics, pgtest.PgDump(pgtest.DefaultVersion))
+	text := fmt.Sprintf(configFile, capture, hooks.String(), listen, metrics, pgtest.PgDump(max(s.SourcePostgres.Version(), s.TargetPostgres.Version())))
 	if err := os.WriteFile(c.Path, []byte(text), 0o600); err != nil {
 		return Config{}, fmt.Errorf("write the configuration: %w", err)
 	}

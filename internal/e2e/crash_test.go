@@ -54,7 +54,7 @@ type crasher struct {
 func crashWorld(t *testing.T, r *rand.Rand, kills int) (spent int) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	c := &crasher{world: newWorld(t, "logical", r.Uint64()), r: r, left: kills}
+	c := &crasher{world: newWorld(t, demo.ServersOptions{Capture: "logical"}, r.Uint64()), r: r, left: kills}
 	c.start()
 
 	// While it starts and copies.

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"replicator/internal/demo"
 	"replicator/internal/pgtest"
 )
 
@@ -15,7 +16,7 @@ import (
 func TestWholeRoad(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	w := newWorld(t, "logical", 1)
+	w := newWorld(t, demo.ServersOptions{Capture: "logical"}, 1)
 	schemaBefore := pgtest.DumpSchema(t, w.servers.SourcePostgres.URL("shop"))
 
 	w.run(ctx, 0, "check", "--config", w.config.Path)

@@ -66,7 +66,7 @@ type world struct {
 var size = shop.Size{Users: 2000, Products: 300, Orders: 8000, Events: 12000, Keys: 6000, Seed: 1}
 
 // newWorld starts servers with a loaded shop, the writers, and readies a daemon, not started yet. All ends with the test.
-func newWorld(t *testing.T, capture string, seed uint64) *world {
+func newWorld(t *testing.T, o demo.ServersOptions, seed uint64) *world {
 	t.Helper()
 	w := &world{t: t, log: newLogFile(t), resting: make(chan error, 1)}
 	dir, err := os.MkdirTemp("", "replicator-e2e-world-")
@@ -81,7 +81,7 @@ func newWorld(t *testing.T, capture string, seed uint64) *world {
 	if err := os.Chmod(dir, 0o755); err != nil { // root runs the servers as another user
 		t.Fatal(err)
 	}
-	if w.servers, err = demo.LaunchServers(t.Context(), dir, capture); err != nil {
+	if w.servers, err = demo.LaunchServers(t.Context(), dir, o); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -103,7 +103,7 @@ func newWorld(t *testing.T, capture string, seed uint64) *world {
 	hooks := httptest.NewServer(w.hook)
 	t.Cleanup(hooks.Close)
 	w.servers.HookURL, w.servers.HookSecret = hooks.URL, w.hook.Secret
-	if w.config, err = w.servers.WriteConfig(dir, capture); err != nil {
+	if w.config, err = w.servers.WriteConfig(dir, o.Capture); err != nil {
 		t.Fatal(err)
 	}
 	w.api = &demo.Client{Address: w.config.Address, Token: w.config.Token}
