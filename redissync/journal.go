@@ -19,7 +19,7 @@ import (
 const leaseTime = 10 * time.Second
 
 // grace is how long the second server may take when the first has answered.
-const grace = 250 * time.Millisecond
+const grace = 50 * time.Millisecond
 
 // ErrNotLeader says that another process has taken the lead; whoever gets it must stop.
 var ErrNotLeader = &preflight.Hinted{Code: "redis-superseded", Err: errors.New("another process leads this migration"),
@@ -209,7 +209,7 @@ func (j *Journal) tryLead(ctx context.Context) (int64, error) {
 		return 0, err
 	}
 	// Two that took the lead at once both find the other's lease on one of the servers: the later writer of both has it.
-	timer := time.NewTimer(grace * 2)
+	timer := time.NewTimer(500 * time.Millisecond)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

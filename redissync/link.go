@@ -39,6 +39,9 @@ func dial(ctx context.Context, e endpoint, name string, resp3 bool) (*link, erro
 		return nil, fmt.Errorf("connect to %s: %w", e.address, err)
 	}
 	if e.tls != nil {
+		// A server that speaks no TLS waits for more of what it takes for a command.
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout/2)
+		defer cancel()
 		tc := tls.Client(conn, e.tls)
 		if err := tc.HandshakeContext(ctx); err != nil {
 			conn.Close()
