@@ -26,7 +26,13 @@ func (a *attempt) drive(ctx, try context.Context) error {
 		if r.Step.Final() {
 			return nil
 		}
-		e, err := a.perform(ctx, try, r)
+		var e event
+		var err error
+		if r.Step.Revocable() && try.Err() != nil {
+			e, err = a.outcome(ctx, try, r.Step, try.Err())
+		} else {
+			e, err = a.perform(ctx, try, r)
+		}
 		if err != nil {
 			return err
 		}

@@ -469,6 +469,10 @@ func (w *world) take() string {
 			fmt.Fprintln(&b, line)
 			continue
 		}
+		method := line[strings.LastIndex(line, "."):]
+		if len(group) > 0 && !strings.HasSuffix(group[0], method) {
+			flush()
+		}
 		group = append(group, line)
 	}
 	flush()
