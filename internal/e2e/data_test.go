@@ -132,6 +132,8 @@ func TestLargeTransaction(t *testing.T) {
 	w := newWorld(t, demo.ServersOptions{Capture: "logical"}, 4)
 	w.start()
 	w.awaitPairs(ctx, "streaming")
+	w.keepsWriting(ctx)
+	w.rest() // the shop would purge some of the rows that are counted below
 	source := pgtest.Connect(t, w.servers.Source.PostgresURL)
 	const bulk = `INSERT INTO events (user_id, kind, body) SELECT n % 2000, 'bulk', jsonb_build_object('n', n, 'text', md5(n::text)) FROM generate_series(1, $1::int) n`
 	if _, err := source.Exec(ctx, bulk, rows); err != nil {
@@ -147,7 +149,6 @@ func TestLargeTransaction(t *testing.T) {
 	if resident > maxResident {
 		t.Errorf("that is more than %d MB", maxResident>>20)
 	}
-	w.rest()
 	w.prove(ctx, w.servers.Source)
 }
 
