@@ -46,6 +46,27 @@ for values in "$chart"/ci/*.yaml; do
 	say "${values#deploy/} is good"
 done
 
+# The program itself must take the configuration that the chart renders: 2 is its exit status for one that it refuses. No server
+# listens on these ports, so that everything else it finds is that.
+go build -o "$work/replicator" ./cmd/replicator
+mkdir -p "$work/etc/urls"
+printf 'postgres://u:p@127.0.0.1:1/other' >"$work/etc/urls/source"
+printf 'postgres://u:p@127.0.0.1:2/other' >"$work/etc/urls/target"
+accepted() { # FILE
+	local status=0
+	sed "s#/etc/replicator/#$work/etc/#" "$1" >"$work/replicator.yml"
+	env SOURCE_DATABASE_URL=postgres://u:p@127.0.0.1:1/a TARGET_DATABASE_URL=postgres://u:p@127.0.0.1:2/a \
+		SOURCE_REDIS_URL=redis://127.0.0.1:3 TARGET_REDIS_URL=redis://127.0.0.1:4 HOOK_SECRET=h REPLICATOR_TOKEN=t VIEWER_TOKEN=v CHANNEL=c \
+		timeout 60 "$work/replicator" check --config "$work/replicator.yml" >"$work/answer" 2>&1 || status=$?
+	[ "$status" -eq 1 ] || die "the program's answer to the configuration of $1 is $status: $(cat "$work/answer")"
+}
+for values in "$chart"/ci/*.yaml; do
+	render shop "$values" --show-only templates/configmap.yaml | sed -n '/^  replicator.yml: |/,$p' | sed '1d; s/^    //' >"$work/rendered.yml"
+	accepted "$work/rendered.yml"
+done
+accepted deploy/compose/replicator.yml
+say "the program takes what the chart and compose make"
+
 # What the checks above rest on: a field that Kubernetes doesn't know must be seen.
 sed 's/terminationGracePeriodSeconds:/terminationGraceSeconds:/' "$work/manifests.yaml" >"$work/wrong.yaml"
 conform "$work/wrong.yaml" >/dev/null 2>&1 && die "kubeconform accepts an unknown field: the schemas are not strict"
