@@ -37,13 +37,13 @@ func TestBudgetSpent(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld("a", "b")
 				w.takes["b."+method] = time.Hour
-				l := begun(t, w, StepFreeze, 20*time.Second)
+				l := begun(t, w, StepFreeze, 21*time.Second)
 				defer l.halt()
-				<-time.After(19 * time.Second)
+				<-time.After(20 * time.Second)
 				if w.pairs[0].sides[0].writable() || w.pairs[1].sides[0].writable() {
 					t.Error("an origin accepts writes before the budget is used up")
 				}
-				if s := l.Status(); s.FreezeSeconds < 18 || s.FreezeSeconds > 20 || s.Deadline.IsZero() || !strings.Contains(strings.Join(s.WaitingFor, ";"), "pair b: "+method) {
+				if s := l.Status(); s.FreezeSeconds < 19 || s.FreezeSeconds > 21 || s.Deadline.IsZero() || !strings.Contains(strings.Join(s.WaitingFor, ";"), "pair b: "+method) {
 					t.Errorf("status during the freeze: %.1f s, deadline %s, waiting for %q", s.FreezeSeconds, s.Deadline, s.WaitingFor)
 				}
 				<-time.After(1500 * time.Millisecond)
@@ -51,8 +51,8 @@ func TestBudgetSpent(t *testing.T) {
 				if s.Outcome != OutcomeAborted || s.Code != "cutover-freeze-budget" || !strings.Contains(s.Error, "waiting for pair b: "+method) || s.Hint == "" {
 					t.Errorf("outcome %q, %s: %s (%s)", s.Outcome, s.Code, s.Error, s.Hint)
 				}
-				if s.FreezeSeconds < 19.9 || s.FreezeSeconds > 20.5 {
-					t.Errorf("froze %v s, want the budget of 20", s.FreezeSeconds)
+				if s.FreezeSeconds < 20.9 || s.FreezeSeconds > 21.5 {
+					t.Errorf("froze %v s, want the budget of 21", s.FreezeSeconds)
 				}
 				for _, d := range w.pairs {
 					if d.latest.After(s.Deadline) {
