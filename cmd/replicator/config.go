@@ -135,6 +135,7 @@ type MetricsConfig struct {
 
 // ToolsConfig names the programs of PostgreSQL's client that are started.
 type ToolsConfig struct {
+	// PgDump is a name or path; empty takes the newest that is installed.
 	PgDump string `yaml:"pg_dump"`
 }
 
@@ -146,7 +147,6 @@ func defaults() Config {
 		Cutover: CutoverConfig{FreezeBudget: 30 * time.Second, Verify: "frozen"},
 		Admin:   AdminConfig{Listen: "127.0.0.1:8080"},
 		Metrics: MetricsConfig{Listen: "127.0.0.1:9464"},
-		Tools:   ToolsConfig{PgDump: "pg_dump"},
 	}
 }
 

@@ -58,9 +58,6 @@ func validate(c Config) []strictyaml.Problem {
 	if t := c.Admin.Tokens; t.Viewer.IsSet() && t.Viewer.Reveal() == t.Operator.Reveal() {
 		v.add("admin.tokens.viewer", "the same token as the operator's: give each role its own")
 	}
-	if c.Tools.PgDump == "" {
-		v.add("tools.pg_dump", "empty: give the program's name or path, as in pg_dump")
-	}
 	return v.problems
 }
 
