@@ -54,6 +54,7 @@ var rooms = []struct {
 	{path: "internal/demo", may: with("internal/pgtest", "internal/redistest")},
 	// The end-to-end tests see no more than that: the demo's servers, shop and daemon.
 	{path: "internal/e2e", tests: []string{"internal/demo"}},
+	{path: "internal/e2e", may: with(), tests: []string{"internal/demo"}},
 	{path: "internal/pgtest"},
 	{path: "internal/redistest"},
 	{path: "internal/arrows"},
