@@ -64,9 +64,6 @@ func couldNotTell(err error) error {
 	return &outcome{statusUnsure, err}
 }
 
-// errSilent ends a command with status 1 where everything has been said.
-var errSilent = errors.New("")
-
 // statusOf returns the exit status of an error.
 func statusOf(err error) int {
 	var o *outcome

@@ -140,7 +140,8 @@ func (w *waiter) caughtUp(ctx context.Context) error {
 }
 
 func (w *waiter) expired(ctx context.Context, goal string, err error) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	var p *admin.ProblemDocument
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) || (errors.As(err, &p) && p.Status == http.StatusGatewayTimeout) {
 		return fmt.Errorf("not %s within %s; the last answer: %w", goal, w.timeout, err)
 	}
 	return err
