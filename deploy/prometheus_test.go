@@ -26,7 +26,7 @@ import (
 // TestEveryExpressionFindsASeries lets a real Prometheus scrape the program's own metrics and load the alert rules, and requires that every
 // expression of the dashboard returns something: a wrong label, or a join that matches nothing, would be an empty panel.
 func TestEveryExpressionFindsASeries(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
 	one := 1.0
 	reg := prometheus.NewRegistry()
