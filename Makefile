@@ -56,7 +56,7 @@ fmt: ## format all Go code
 .PHONY: charts
 charts: ## check the Helm chart, the alert rules and the dashboard
 	@scripts/install-tools charts prometheus
-	@scripts/check-charts
+	@deploy/check.sh
 
 .PHONY: clean
 clean: ## remove what was built, but not the tools
