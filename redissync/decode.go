@@ -3,12 +3,16 @@ package redissync
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
 	"strconv"
 	"strings"
 )
+
+// errMoved says that a key changed its type, or went, while it was being decoded.
+var errMoved = errors.New("the key changed meanwhile")
 
 // decode returns a digest of a key's value that doesn't depend on how the server encodes it: equal values give equal digests.
 func decode(ctx context.Context, s *session, db int, key string) (string, error) {
@@ -18,7 +22,7 @@ func decode(ctx context.Context, s *session, db int, key string) (string, error)
 			return value{}, err
 		}
 		if err := r[0][0].err(); err != nil {
-			return value{}, fmt.Errorf("%s %s: %w", args[0], show(key), err)
+			return value{}, fmt.Errorf("%s %s: %w: %w", args[0], show(key), errMoved, err)
 		}
 		return r[0][0], nil
 	}

@@ -39,6 +39,7 @@ type flow struct {
 	gaps        atomic.Int64
 	copied      *atomic.Int64
 
+	looking      sync.Mutex
 	mu           sync.Mutex
 	changed      chan struct{}
 	feed         *feed

@@ -2,6 +2,7 @@ package redissync
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -295,14 +296,14 @@ func (v *verifier) judge(ctx context.Context, db int, key string, here, there co
 	if here.body() != there.body() {
 		// The same value may be encoded in several ways: only the decoded values count.
 		a, err := decode(ctx, v.origin, db, key)
-		if err != nil {
+		if err != nil && !errors.Is(err, errMoved) {
 			return "", err
 		}
-		b, err := decode(ctx, v.destination, db, key)
-		if err != nil {
-			return "", err
+		b, errB := decode(ctx, v.destination, db, key)
+		if errB != nil && !errors.Is(errB, errMoved) {
+			return "", errB
 		}
-		if a != b {
+		if err != nil || errB != nil || a != b {
 			return "different", nil
 		}
 	}

@@ -74,6 +74,8 @@ func (f *flow) runWatch(ctx context.Context) error {
 
 // lookAtOrigin compares the origin with how it was last seen, and notes a gap where changes may have happened unreported.
 func (f *flow) lookAtOrigin(ctx context.Context, s *session) error {
+	f.looking.Lock() // readings must be compared in the order in which they were made
+	defer f.looking.Unlock()
 	info, err := readInfo(ctx, s, "server", "replication", "keyspace", "commandstats")
 	if err != nil {
 		return err
@@ -95,6 +97,13 @@ func (f *flow) lookAtOrigin(ctx context.Context, s *session) error {
 	}
 	f.judgeRole(info, f.origin)
 	return nil
+}
+
+// lookNow looks at the origin at once, for what happened just before.
+func (f *flow) lookNow(ctx context.Context) error {
+	s := &session{endpoint: f.origin.endpoint, name: f.pair.o.connectionName(f.role("look"))}
+	defer s.close()
+	return f.lookAtOrigin(ctx, s)
 }
 
 func (f *flow) judgeRole(info serverInfo, at side) {
