@@ -40,7 +40,7 @@ type Status struct {
 		Direction     string
 		FreezeSeconds *float64 `json:"freeze_seconds"`
 	}
-	Problems []struct{ Code, Severity, Message, Hint string }
+	Problems []struct{ Code, Message, Hint string }
 }
 
 // Problem is an error answer.

@@ -70,7 +70,7 @@ func (v redisValue) diff(o redisValue, has, otherHas bool, name, other string) s
 	return ""
 }
 
-// readRedis reads all keys of a database. Expiries are points in time, by this machine's clock.
+// readRedis reads all of the application's keys of a database. Expiries are points in time, by this machine's clock.
 func readRedis(ctx context.Context, url string, db int) (values map[string]redisValue, err error) {
 	options, err := redis.ParseURL(url)
 	if err != nil {
@@ -83,6 +83,7 @@ func readRedis(ctx context.Context, url string, db int) (values map[string]redis
 	if err != nil {
 		return nil, err
 	}
+	keys = slices.DeleteFunc(keys, func(k string) bool { return strings.Contains(k, "replicator") }) // its own books
 	values = map[string]redisValue{}
 	for batch := range slices.Chunk(keys, 500) {
 		types, lives := make([]*redis.StatusCmd, len(batch)), make([]*redis.DurationCmd, len(batch))

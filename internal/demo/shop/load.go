@@ -27,8 +27,8 @@ type Size struct {
 // Small fits a test: about 4,000 rows and 500 keys.
 var Small = Size{Users: 300, Products: 60, Orders: 700, Events: 500, Keys: 500, Seed: 1}
 
-// Medium fits the demo on two cores: about 300,000 rows and 30,000 keys.
-var Medium = Size{Users: 10_000, Products: 2_000, Orders: 45_000, Events: 60_000, Keys: 30_000, Seed: 1}
+// Medium fits the demo on two cores: about 160,000 rows and 30,000 keys.
+var Medium = Size{Users: 10_000, Products: 2_000, Orders: 25_000, Events: 30_000, Keys: 30_000, Seed: 1}
 
 const (
 	customerAccounts = 20  // 1 …
