@@ -143,7 +143,7 @@ SELECT 'sequence', n.nspname, '', c.relname, concat_ws(' ', format_type(s.seqtyp
 FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relpersistence <> 't' AND ` + applicationSchema + ` AND ` + notExtension("pg_class", "c.oid") + `
 UNION ALL
-SELECT 'function', n.nspname, '', p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')',
+SELECT 'function', n.nspname, '', p.proname || '(' || oidvectortypes(p.proargtypes) || ')',
   CASE WHEN p.prokind = 'a' THEN (SELECT concat_ws(' ', 'aggregate', g.aggtransfn, g.aggfinalfn, g.agginitval) FROM pg_aggregate g WHERE g.aggfnoid = p.oid)
        ELSE encode(sha256(convert_to(pg_get_functiondef(p.oid), 'UTF8')), 'hex') END, NULL, NULL, false
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace

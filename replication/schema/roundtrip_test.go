@@ -66,6 +66,7 @@ func TestRoundTrip(t *testing.T) {
 	s := pgtest.Shared(t)
 	source, target := s.Database(t), s.Database(t)
 	pgtest.Exec(t, source, schematest.Everything, schematest.Rows)
+	pgtest.Exec(t, source, schematest.Since(15)...)
 	p := NewPlan(mustDump(t, source, 15))
 	conn := connect(t, target)
 	for range 2 {
