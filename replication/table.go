@@ -2,6 +2,7 @@ package replication
 
 import (
 	"cmp"
+	"fmt"
 	"strings"
 )
 
@@ -13,6 +14,19 @@ type TableName struct {
 
 // String returns schema.name as people write it, without quotes.
 func (n TableName) String() string { return n.Schema + "." + n.Name }
+
+// ParseTableName reads schema.name as String writes it; a name without a dot is in schema public. A schema's name that holds a dot itself
+// can't be written so.
+func ParseTableName(s string) (TableName, error) {
+	schema, name, ok := strings.Cut(s, ".")
+	if !ok {
+		schema, name = "public", s
+	}
+	if schema == "" || name == "" {
+		return TableName{}, fmt.Errorf("%q is not the name of a table", s)
+	}
+	return TableName{Schema: schema, Name: name}, nil
+}
 
 // Quoted returns the name as SQL, both parts quoted.
 func (n TableName) Quoted() string { return QuoteIdent(n.Schema) + "." + QuoteIdent(n.Name) }

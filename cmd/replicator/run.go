@@ -211,7 +211,7 @@ func (d *daemon) firstLook(ctx context.Context) error {
 		switch f.Severity {
 		case preflight.Error:
 			bad = append(bad, f)
-			if f.Code == "source-unreachable" || f.Code == "target-unreachable" || f.Code == "unreachable" || f.Code == "redis-unreachable" {
+			if f.Code == "unreachable" || f.Code == "redis-unreachable" {
 				unreachable++
 			}
 		case preflight.Warning:

@@ -23,9 +23,9 @@ WHERE p.pubname = $1`
 func EnsurePublication(ctx context.Context, q querier, name string, tables []replication.TableName) error {
 	want := append(slices.Clone(tables), heartbeat)
 	slices.SortFunc(want, replication.TableName.Compare)
-	var exists bool
-	if err := q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)`, name).Scan(&exists); err != nil {
-		return fmt.Errorf("look for publication %q: %w", name, err)
+	exists, err := PublicationExists(ctx, q, name)
+	if err != nil {
+		return err
 	}
 	if !exists {
 		// Leaves are published one by one, under their own names.
@@ -48,6 +48,13 @@ func EnsurePublication(ctx context.Context, q querier, name string, tables []rep
 	}
 	_, err = q.Exec(ctx, "ALTER PUBLICATION "+replication.QuoteIdent(name)+" SET TABLE "+list(want))
 	return wrapPublication("alter", name, err)
+}
+
+// PublicationExists tells whether there is a publication of that name.
+func PublicationExists(ctx context.Context, q querier, name string) (bool, error) {
+	var ok bool
+	err := q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)`, name).Scan(&ok)
+	return ok, wrapPublication("look for", name, err)
 }
 
 // DropPublication removes it; one that does not exist is fine.

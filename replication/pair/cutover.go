@@ -221,7 +221,7 @@ func (p *Pair) Renew(ctx context.Context, reverse bool, deadline time.Time) erro
 		return nil
 	}
 	origin, _ := p.ends(reverse)
-	err = origin.gate.Arm(ctx, f.token, time.Until(deadline))
+	err = origin.gate.Renew(ctx, f.token, time.Until(deadline))
 	if errors.Is(err, gate.ErrPermanent) {
 		return nil // sealed meanwhile
 	}
@@ -337,7 +337,7 @@ func (p *Pair) Seal(ctx context.Context, reverse bool) error {
 	if err != nil {
 		return err
 	}
-	if err := origin.gate.Arm(ctx, f.token, 0); err != nil {
+	if err := origin.gate.Seal(ctx, f.token); err != nil {
 		return fmt.Errorf("%s: %w", origin.name, err)
 	}
 	p.mu.Lock()
@@ -378,7 +378,7 @@ func (p *Pair) dropCapture(ctx context.Context, reverse bool) error {
 	if err := logical.DropSlot(ctx, origin.pool, p.slot(reverse)); err != nil {
 		return fmt.Errorf("%s: %w", origin.name, err)
 	}
-	if err := logical.DropPublication(ctx, origin.pool, p.slot(reverse)); err != nil {
+	if err := logical.DropPublication(ctx, origin.pool, p.publication(reverse)); err != nil {
 		return fmt.Errorf("%s: %w", origin.name, err)
 	}
 	return nil

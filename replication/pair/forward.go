@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"replicator/internal/postgres"
+	"replicator/internal/preflight"
+	"replicator/internal/retry"
 	"replicator/replication"
 	"replicator/replication/logical"
 	"replicator/replication/schema"
@@ -33,6 +35,15 @@ func (p *Pair) forward(ctx context.Context) error {
 		{state.StepDumped, state.StepTables, p.makeTables},
 		{state.StepTables, state.StepCapture, p.startCapture},
 		{state.StepCapture, state.StepIndexed, p.copyAndIndex},
+	}
+	if p.o.NoCopy && stored.Step == state.StepNew {
+		if err := p.adopt(ctx); err != nil {
+			return err
+		}
+		stored.Step, stored.Capture = state.StepComplete, "logical"
+		if err := p.stored.Save(ctx, stored); err != nil {
+			return err
+		}
 	}
 	for _, s := range steps {
 		if stored.Step != s.at {
@@ -172,6 +183,55 @@ func (p *Pair) startCapture(ctx context.Context, _ *state.Pair) error {
 		return err
 	}
 	names := tableNames(tables)
+	if err := p.gates(ctx, names); err != nil {
+		return err
+	}
+	if err := p.capture(ctx, false, tables); err != nil {
+		return err
+	}
+	return p.stored.AddCopies(ctx, names)
+}
+
+// adopt takes over a slot whose position the target's contents correspond to.
+func (p *Pair) adopt(ctx context.Context) error {
+	slot, err := logical.ReadSlot(ctx, p.source.pool, p.o.Adopt)
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	if slot == nil {
+		return retry.Stop(&preflight.Hinted{Code: "slot-missing", Err: fmt.Errorf("replication slot %q, which is to be adopted, is not there", p.o.Adopt),
+			Hint: "name the slot at whose position the target was loaded, or set copy: full"})
+	}
+	there, err := logical.PublicationExists(ctx, p.source.pool, p.publication(false))
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	if !there {
+		return retry.Stop(&preflight.Hinted{Code: "publication-missing", Err: fmt.Errorf("publication %q is not there", p.publication(false)),
+			Hint: "a slot only streams what was published when it was made: create the publication, then the slot, then load the target at the slot's snapshot"})
+	}
+	tables, err := schema.Tables(ctx, p.source.pool, p.o.Filter)
+	if err != nil {
+		return err
+	}
+	names := tableNames(tables)
+	if err := p.gates(ctx, names); err != nil {
+		return err
+	}
+	if err := p.identify(ctx, p.source, tables); err != nil {
+		return err
+	}
+	if err := p.stored.AddCopies(ctx, names); err != nil {
+		return err
+	}
+	if err := p.stored.AdoptCopies(ctx); err != nil {
+		return err
+	}
+	return state.StartPosition(ctx, p.target.pool, p.id, replication.Forward, logical.FormatPosition(slot.Confirmed))
+}
+
+// gates installs the gates of both sides, the target's shut and the source's open.
+func (p *Pair) gates(ctx context.Context, names []replication.TableName) error {
 	if err := p.target.gate.Install(ctx, names); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
@@ -181,10 +241,7 @@ func (p *Pair) startCapture(ctx context.Context, _ *state.Pair) error {
 	if err := p.source.gate.Install(ctx, names); err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
-	if err := p.capture(ctx, false, tables); err != nil {
-		return err
-	}
-	return p.stored.AddCopies(ctx, names)
+	return nil
 }
 
 // capture makes the publication and a new slot of a direction on its origin and, for the forward one, notes its start. An earlier slot of that name
@@ -195,7 +252,7 @@ func (p *Pair) capture(ctx context.Context, reverse bool, tables []replication.T
 		return err
 	}
 	name := p.slot(reverse)
-	if err := logical.EnsurePublication(ctx, origin.pool, name, tableNames(tables)); err != nil {
+	if err := logical.EnsurePublication(ctx, origin.pool, p.publication(reverse), tableNames(tables)); err != nil {
 		return fmt.Errorf("%s: %w", origin.name, err)
 	}
 	if err := logical.DropSlot(ctx, origin.pool, name); err != nil {

@@ -64,7 +64,7 @@ func (p *Pair) stream(ctx context.Context, reverse bool, seams map[replication.T
 	}
 	l := &link{
 		p: p, reverse: reverse, origin: origin, destination: destination, applier: a,
-		source:  logical.NewSource(logical.Options{URL: origin.url, ID: p.id, Slot: p.slot(reverse), Publication: p.slot(reverse), Seams: seams}),
+		source:  logical.NewSource(logical.Options{URL: origin.url, ID: p.id, Slot: p.slot(reverse), Publication: p.publication(reverse), Seams: seams}),
 		durable: start, holds: make(chan *hold), moved: make(chan struct{}), nudge: make(chan struct{}, 1),
 	}
 	p.mu.Lock()
@@ -193,6 +193,7 @@ func (l *link) applyOne(ctx context.Context, b *replication.Batch) error {
 	if !b.Last {
 		return nil
 	}
+	l.p.applied.Add(int64(len(b.Marks)))
 	l.mu.Lock()
 	l.commits = append(l.commits, commit{position: b.Position, lsn: lsn, oldest: oldest})
 	l.oldest = time.Time{}

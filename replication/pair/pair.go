@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -36,8 +37,14 @@ type Options struct {
 	SequenceMargin int64
 	// RetainedWarning is the write-ahead log, in bytes, that the slot may hold back before a problem is shown; 0: never.
 	RetainedWarning int64
-	Log             *slog.Logger
-	Metrics         func(read func() metrics.PostgresReading) *metrics.Postgres
+	// RetainedLimit is where the slot is given up, so that the origin's disk doesn't fill: the pair then has to be copied anew. 0: never.
+	RetainedLimit int64
+	// NoCopy: the target was loaded by other means up to the position of the slot Adopt, which is taken over with a publication of the
+	// name that ObjectName gives, made before that slot.
+	NoCopy  bool
+	Adopt   string
+	Log     *slog.Logger
+	Metrics func(read func() metrics.PostgresReading) *metrics.Postgres
 }
 
 // side is one database of the pair.
@@ -68,8 +75,8 @@ type Pair struct {
 	stopped chan struct{} // closed while no stream runs, replaced when one starts
 	freeze  *freeze
 	status  Status
-	retries int
 	lag     lagSamples
+	applied atomic.Int64 // source transactions, since the process started
 }
 
 type wanted int
@@ -104,7 +111,7 @@ func New(o Options) *Pair {
 		changed: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	close(p.stopped)
-	p.status = Status{Name: o.Name, Capture: "logical", Phase: Starting}
+	p.status = Status{Name: o.Name, Capture: "logical", CaptureReason: "the source grants logical replication", Phase: Starting}
 	p.source = &side{name: "source", url: o.SourceURL}
 	p.target = &side{name: "target", url: o.TargetURL}
 	if o.Metrics != nil {
@@ -124,8 +131,19 @@ func (p *Pair) ends(reverse bool) (origin, destination *side) {
 	return p.source, p.target
 }
 
-// slot names the slot and publication of a direction, which stand on its origin.
+// slot names the slot of a direction, which stands on its origin.
 func (p *Pair) slot(reverse bool) string {
+	if reverse {
+		return p.id.ObjectName("reverse")
+	}
+	if p.o.Adopt != "" {
+		return p.o.Adopt
+	}
+	return p.id.ObjectName("")
+}
+
+// publication names the publication of a direction, which stands on its origin.
+func (p *Pair) publication(reverse bool) string {
 	if reverse {
 		return p.id.ObjectName("reverse")
 	}

@@ -26,7 +26,10 @@ const (
 
 // Status is a pair as it stands. Pointers are nil where a value isn't known.
 type Status struct {
-	Name, Capture string
+	Name    string
+	Capture string
+	// CaptureReason says why this capture was taken.
+	CaptureReason string
 	Phase         Phase
 	LagBytes      *int64
 	LagSeconds    *float64
@@ -35,20 +38,26 @@ type Status struct {
 	TablesCopied  int
 	CopyRows      int64
 	CopyBytes     int64
-	CopyETA       *float64
-	Waiting       string
-	Problems      []preflight.Finding
+	// CopyExpected is the size on disk of what the copy under way moves, CopyRate its bytes a second so far, CopyETA the seconds left.
+	CopyExpected *int64
+	CopyRate     *float64
+	CopyETA      *float64
+	// Applied counts the origin's transactions since the process started.
+	Applied int64
+	// OriginPosition is how far the origin has written, DurablePosition how far the destination durably has it.
+	OriginPosition, DurablePosition string
+	Waiting                         string
+	Problems                        []preflight.Finding
 
 	failure *preflight.Finding
 	copy    copyProgress
 }
 
 type copyProgress struct {
-	total, copied       int
-	rows, bytes         int64
-	moved, expect       int64 // of the copy under way
-	began               time.Time
-	retainedWarningOnly bool
+	total, copied int
+	rows, bytes   int64
+	moved, expect int64 // of the copy under way
+	began         time.Time
 }
 
 // Status returns a snapshot of the pair's state. It asks no server.
@@ -61,8 +70,9 @@ func (p *Pair) Status() Status {
 	if s.Phase == Copying && c.moved > 0 && c.expect > 0 {
 		// The sizes on disk and on the wire differ; what has passed so far is the best guess of how.
 		left := max(float64(c.expect)/float64(c.moved)-1, 0)
-		eta := time.Since(c.began).Seconds() * left
-		s.CopyETA = &eta
+		seconds := time.Since(c.began).Seconds()
+		eta, rate := seconds*left, float64(c.moved)/seconds
+		s.CopyETA, s.CopyRate, s.CopyExpected = &eta, &rate, &c.expect
 	} else if s.Phase != Starting && s.Phase != Copying {
 		zero := 0.0
 		s.CopyETA = &zero
@@ -75,6 +85,13 @@ func (p *Pair) Status() Status {
 	}
 	bytes, seconds := p.lag.read(p.link)
 	s.LagBytes, s.LagSeconds, s.RetainedBytes = bytes, seconds, p.lag.retained
+	s.Applied = p.applied.Load()
+	if p.lag.last.lsn > 0 {
+		s.OriginPosition = string(logical.FormatPosition(p.lag.last.lsn))
+	}
+	if p.lag.durable > 0 {
+		s.DurablePosition = string(logical.FormatPosition(p.lag.durable))
+	}
 	if s.failure != nil {
 		s.Problems = append(s.Problems, *s.failure)
 	}
@@ -187,6 +204,12 @@ func (p *Pair) observe(ctx context.Context, origin *side, reverse bool) {
 	lsn, err := logical.ParsePosition(positionOf(text))
 	if err != nil {
 		return
+	}
+	if slot != nil && p.o.RetainedLimit > 0 && slot.Retained > p.o.RetainedLimit {
+		p.log.Error("the slot holds back more write-ahead log than the guard allows; it is given up for the origin's sake", "slot", slot.Name, "retained_bytes", slot.Retained, "limit_bytes", p.o.RetainedLimit)
+		if err := logical.DropSlot(ctx, origin.pool, slot.Name); err != nil {
+			p.log.Error("giving up the slot", "error", err)
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

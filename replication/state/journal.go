@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"replicator/internal/postgres"
+	"replicator/internal/retry"
 )
 
 // Journal keeps the coordinator's records on the target, append-only and committed synchronously.
@@ -35,20 +36,26 @@ func (j *Journal) Load(ctx context.Context) ([]byte, error) {
 	return []byte(record), nil
 }
 
-// Save appends a record. It is durable when Save returns nil; ErrDeposed means that it was not written and another process leads.
+// Save appends a record, a JSON object with a growing "revision". It is durable when Save returns nil; replication.ErrDeposed means that it
+// was not written and another process leads.
 func (j *Journal) Save(ctx context.Context, record []byte) error {
 	return pgx.BeginFunc(ctx, j.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
 			return fmt.Errorf("write the journal: %w", err)
 		}
 		// The row lock keeps a successor from counting the epoch up before this has committed.
-		tag, err := tx.Exec(ctx, `INSERT INTO replicator.journal (migration, epoch, record)
-			SELECT name, epoch, $3 FROM (SELECT name, epoch FROM replicator.migration WHERE name = $1 AND epoch = $2 FOR SHARE) m`, j.id.Migration, j.id.Epoch, string(record))
+		if err := Fence(ctx, tx, j.id); err != nil {
+			return fmt.Errorf("write the journal: %w", err)
+		}
+		// A save whose session died may arrive late; it must not overtake a newer one.
+		tag, err := tx.Exec(ctx, `INSERT INTO replicator.journal (migration, epoch, record) SELECT $1, $2, $3::text
+			WHERE NOT EXISTS (SELECT FROM replicator.journal WHERE migration = $1 AND (record::jsonb ->> 'revision')::bigint >= ($3::text::jsonb ->> 'revision')::bigint)`,
+			j.id.Migration, j.id.Epoch, string(record))
 		if err != nil {
 			return fmt.Errorf("write the journal: %w", err)
 		}
 		if tag.RowsAffected() != 1 {
-			return deposed("write the journal")
+			return retry.Stop(errors.New("write the journal: a newer record is there already"))
 		}
 		return nil
 	})

@@ -153,6 +153,14 @@ func (p *Pairs) ResetCopies(ctx context.Context, tables []replication.TableName)
 	return n, err
 }
 
+// AdoptCopies marks all of the pair's tables as copied by other means, before everything that the stream will carry.
+func (p *Pairs) AdoptCopies(ctx context.Context) error {
+	return p.fenced(ctx, "note the tables as loaded", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE replicator.copy SET state = 'copied', snapshot = '3:3:', lsn = '0/0', finished_at = clock_timestamp() WHERE migration = $1 AND pair = $2`, p.id.Migration, p.id.Pair)
+		return err
+	})
+}
+
 // StartCopy notes that a table's copy begins under a new snapshot; what an earlier attempt left is void.
 func (p *Pairs) StartCopy(ctx context.Context, c Copy) error {
 	return p.fenced(ctx, "note the start of a copy", func(tx pgx.Tx) error {
