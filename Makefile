@@ -43,6 +43,11 @@ soak: ## run the long tests in full: every seed, every version pair (hours)
 	@REPLICATOR_SOAK=1 $(TOOLS)/gotestsum --format standard-verbose -- \
 		-p 1 -count 1 -timeout $(SOAK_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(PACKAGES)
 
+.PHONY: bench
+bench: ## measure on real servers (minutes; needs an idle machine)
+	@scripts/install-tools pg redis
+	@go test -run '^$$' -bench '$(or $(RUN),.)' -benchtime 1x -p 1 -timeout 1h $(PACKAGES)
+
 .PHONY: lint
 lint: ## check formatting, go vet, the linters and the import arrows
 	@scripts/install-tools lint

@@ -58,6 +58,7 @@ var rooms = []struct {
 	{path: "internal/pgtest"},
 	{path: "internal/redistest"},
 	{path: "internal/arrows"},
+	{path: "docs"},
 	{path: "deploy", tests: []string{"metrics"}},
 }
 
