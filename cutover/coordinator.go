@@ -26,7 +26,8 @@ const holdTTL = 6 * time.Second
 // Options is what a Coordinator is built from.
 type Options struct {
 	Migration string
-	// Pairs have unique names.
+	// Pairs are pointers. Their names should differ, for people's sake: a Postgres and a Redis pair of one name are told apart nowhere
+	// else.
 	Pairs   []Pair
 	Journal Journal
 	Hooks   []Hook

@@ -138,9 +138,9 @@ var (
 // others; an error that carries a Hinted is not repeated, since an operator must act first. Without a bound only ctx ends it.
 func (c *Coordinator) each(ctx context.Context, s Step, p retry.Policy, f func(context.Context, Pair) error) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for _, pair := range c.options.Pairs {
+	for i, pair := range c.options.Pairs {
 		g.Go(func() error {
-			subject, what := "pair "+pair.Name(), fmt.Sprintf("pair %s: %s", pair.Name(), s)
+			subject, what := fmt.Sprintf("pair %d", i), fmt.Sprintf("pair %s: %s", pair.Name(), s)
 			c.waiting.set(subject, what)
 			defer c.waiting.clear(subject)
 			p := p
@@ -183,7 +183,7 @@ func (c *Coordinator) checkAll(ctx context.Context, reverse bool) []preflight.Fi
 	var g errgroup.Group
 	for i, pair := range c.options.Pairs {
 		g.Go(func() error {
-			subject := "pair " + pair.Name()
+			subject := fmt.Sprintf("pair %d", i)
 			c.waiting.set(subject, fmt.Sprintf("pair %s: %s", pair.Name(), StepCheck))
 			defer c.waiting.clear(subject)
 			for _, f := range pair.Check(ctx, reverse) {

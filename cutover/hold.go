@@ -23,15 +23,15 @@ type hold struct {
 	wg   sync.WaitGroup
 
 	mu    sync.Mutex
-	until map[string]time.Time
+	until map[Pair]time.Time
 }
 
 // newHold starts from a freeze that is about to be asked for until held().
 func newHold(pairs []Pair, reverse bool, ttl time.Duration, deadline time.Time, lapse func(error)) *hold {
-	h := &hold{pairs: pairs, reverse: reverse, ttl: ttl, deadline: deadline, lapse: lapse, quit: make(chan struct{}), until: map[string]time.Time{}}
+	h := &hold{pairs: pairs, reverse: reverse, ttl: ttl, deadline: deadline, lapse: lapse, quit: make(chan struct{}), until: map[Pair]time.Time{}}
 	until := h.grant(time.Now())
 	for _, p := range pairs {
-		h.until[p.Name()] = until
+		h.until[p] = until
 	}
 	return h
 }
@@ -45,7 +45,7 @@ func (h *hold) grant(now time.Time) time.Time {
 }
 
 // held is the instant until which pair is known to be frozen; at the beginning, the deadline for its Freeze.
-func (h *hold) held(pair string) time.Time {
+func (h *hold) held(pair Pair) time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.until[pair]
@@ -104,7 +104,7 @@ func (h *hold) keep(ctx context.Context, p Pair) {
 			timer.Stop()
 			return
 		}
-		held := h.held(p.Name())
+		held := h.held(p)
 		if !held.Before(h.deadline) {
 			// Nothing left to ask for: the budget's own end is near.
 			return
@@ -127,7 +127,7 @@ func (h *hold) keep(ctx context.Context, p Pair) {
 
 // renew asks once; it must be acknowledged before the hold in force runs out.
 func (h *hold) renew(ctx context.Context, p Pair) error {
-	ctx, cancel := context.WithDeadline(ctx, h.held(p.Name()))
+	ctx, cancel := context.WithDeadline(ctx, h.held(p))
 	defer cancel()
 	want := h.grant(time.Now())
 	if err := p.Renew(ctx, h.reverse, want); err != nil {
@@ -135,8 +135,8 @@ func (h *hold) renew(ctx context.Context, p Pair) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if want.After(h.until[p.Name()]) {
-		h.until[p.Name()] = want
+	if want.After(h.until[p]) {
+		h.until[p] = want
 	}
 	return nil
 }

@@ -144,7 +144,7 @@ func (a *attempt) freeze(ctx, try context.Context, r Record) (event, error) {
 	a.hold.spent = func() error { return errBudgetSpent(r.Budget, a.record().Step, a.waiting.list()) }
 	a.hold.start(try)
 	return a.outcome(ctx, try, r.Step, a.each(try, r.Step, once, func(ctx context.Context, p Pair) error {
-		return p.Freeze(ctx, reverse, a.hold.held(p.Name()))
+		return p.Freeze(ctx, reverse, a.hold.held(p))
 	}))
 }
 

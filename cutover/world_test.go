@@ -393,11 +393,12 @@ func (l *life) halt() {
 // until waits for a condition in the bubble's time.
 func until(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(6 * time.Hour); !cond(); {
+	pause := 50 * time.Millisecond
+	for end := time.Now().Add(6 * time.Hour); !cond(); pause = min(pause+pause/4, time.Second) {
 		if time.Now().After(end) {
 			t.Fatalf("waited 6 hours of the bubble's time for %s", what)
 		}
-		<-time.After(50 * time.Millisecond)
+		<-time.After(pause)
 	}
 }
 
