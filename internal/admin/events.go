@@ -21,6 +21,8 @@ const (
 	EventProblem = "problem"
 	// EventSolved carries a Problem that has gone.
 	EventSolved = "solved"
+	// EventVerification carries a Verification that has ended.
+	EventVerification = "verification"
 )
 
 // Event is one server-sent event; Data is marshalled as JSON.

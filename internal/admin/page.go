@@ -8,7 +8,6 @@ import (
 	"math"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -20,7 +19,6 @@ var pages = template.Must(template.New("").Funcs(template.FuncMap{
 	"seconds": humanSeconds,
 	"count":   humanCount,
 	"share":   share,
-	"upper":   func(s string) string { return strings.ToUpper(s[:min(1, len(s))]) + s[min(1, len(s)):] },
 }).ParseFS(assets, "assets/*.html"))
 
 // view is what the page's templates see.
@@ -35,7 +33,9 @@ type view struct {
 	CanSignIn  bool
 	// Phases of the cutover with the state of each, for the row of steps.
 	Phases []phaseMark
-	Error  string
+	// Verification is the latest one.
+	Verification Verification
+	Error        string
 }
 
 // actions are the buttons that make sense now.
@@ -50,6 +50,7 @@ func (s *Server) page(mux *http.ServeMux) {
 	mux.HandleFunc("GET /{$}", s.index)
 	mux.HandleFunc("POST /sign-in", s.signIn)
 	mux.HandleFunc("POST /sign-out", s.signOut)
+	mux.HandleFunc("GET /favicon.ico", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }) // browsers ask
 	for _, name := range []string{"page.js", "page.css"} {
 		mux.HandleFunc("GET /assets/"+name, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Cache-Control", "no-cache")
@@ -72,7 +73,8 @@ func (s *Server) index(w http.ResponseWriter, r *http.Request) {
 	}
 	_, cookieErr := r.Cookie(sessionCookie)
 	v := view{Status: st, Role: role.String(), CanAct: role == Operator, SignedIn: cookieErr == nil && !s.auth.open(), CanSignIn: s.auth.operator != nil,
-		Actions: possible(st), Phases: road(st.Cutover)}
+		Actions: possible(st), Phases: road(st.Cutover),
+		Verification: s.verifications.get()}
 	switch {
 	case s.auth.operator == nil:
 		v.ActionsOff = "Actions are switched off: configure an operator token (REPLICATOR_TOKEN, or admin.tokens.operator) and restart replicator."

@@ -89,6 +89,22 @@ func TestPageShowsTheCutover(t *testing.T) {
 	}
 }
 
+func TestPageShowsTheVerification(t *testing.T) {
+	w := start(t, func(o *admin.Options) { o.Tokens.Viewer = "" })
+	w.backend.Verified(admin.VerifiedPair{Pair: "main", Mismatches: 1, Tables: []admin.VerifiedTable{
+		{Table: "public.same", Equal: true}, {Table: "public.users", SourceRows: 3, TargetRows: 2, Differences: []admin.Difference{{Kind: "missing", Key: "id=<7>"}}}}})
+	w.do("POST", "/api/v1/verify", operatorToken, "")
+	var body string
+	for !strings.Contains(body, "1 differences") {
+		if body = w.do("GET", "/?part=status", operatorToken, "").body; strings.Contains(body, "failed") {
+			t.Fatal(body)
+		}
+	}
+	if !strings.Contains(body, "missing <code>id=&lt;7&gt;</code>") || strings.Contains(body, "public.same") {
+		t.Errorf("the differences aren't told:\n%s", body)
+	}
+}
+
 func TestSecurityHeadersAndAssets(t *testing.T) {
 	w := start(t)
 	for path, kind := range map[string]string{"/": "text/html", "/assets/page.js": "text/javascript", "/assets/page.css": "text/css", "/api/v1/x": "application/problem+json"} {

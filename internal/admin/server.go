@@ -59,7 +59,8 @@ func NewServer(o Options) *Server {
 	if o.Gatherer == nil {
 		o.Gatherer = prometheus.NewRegistry()
 	}
-	return &Server{o: o, auth: newAuth(o.Tokens), hub: newHub(), verifications: newVerifications(o.Backend)}
+	h := newHub()
+	return &Server{o: o, auth: newAuth(o.Tokens), hub: h, verifications: newVerifications(o.Backend, h)}
 }
 
 // Listen opens both addresses, so that an address in use is told before anything else begins.

@@ -11,6 +11,7 @@ import (
 // verifications runs one verification at a time and keeps the latest one's report.
 type verifications struct {
 	backend Backend
+	hub     *hub
 	running sync.WaitGroup
 
 	mu     sync.Mutex
@@ -18,8 +19,8 @@ type verifications struct {
 	latest Verification
 }
 
-func newVerifications(b Backend) *verifications {
-	return &verifications{backend: b, latest: Verification{State: "none", Pairs: []VerifiedPair{}}}
+func newVerifications(b Backend, h *hub) *verifications {
+	return &verifications{backend: b, hub: h, latest: Verification{State: "none", Pairs: []VerifiedPair{}}}
 }
 
 // start begins a verification that lives as long as ctx, or refuses because one is running.
@@ -36,6 +37,7 @@ func (v *verifications) start(ctx context.Context, req VerifyRequest) (Verificat
 	v.running.Go(func() {
 		pairs, err := v.backend.Verify(ctx, req)
 		v.finish(pairs, err)
+		v.hub.publish(Event{EventVerification, v.get()})
 	})
 	return v.latest, nil
 }

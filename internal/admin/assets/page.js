@@ -31,7 +31,7 @@ async function refresh() {
 }
 
 const events = new EventSource("/api/v1/events");
-for (const type of ["status", "phase", "cutover", "problem", "solved"]) events.addEventListener(type, refresh);
+for (const type of ["status", "phase", "cutover", "problem", "solved", "verification"]) events.addEventListener(type, refresh);
 events.onopen = () => { live.textContent = "live"; live.classList.remove("late"); };
 events.onerror = () => { live.textContent = "connection lost: what you see may be old"; live.classList.add("late"); };
 
