@@ -153,10 +153,17 @@ func (w *world) await(ctx context.Context, what string, good func(demo.Status) b
 	return s
 }
 
-// awaitPairs waits until every pair is in one of the phases.
+// awaitPairs waits until every pair is in one of the phases and knows its lag.
 func (w *world) awaitPairs(ctx context.Context, phases ...string) {
 	w.t.Helper()
-	w.await(ctx, "every pair is "+strings.Join(phases, " or "), func(s demo.Status) bool { return pairsIn(s, phases...) })
+	w.await(ctx, "every pair is "+strings.Join(phases, " or "), func(s demo.Status) bool {
+		for _, p := range s.Postgres {
+			if p.LagSeconds == nil {
+				return false
+			}
+		}
+		return pairsIn(s, phases...)
+	})
 }
 
 func pairsIn(s demo.Status, phases ...string) bool {
