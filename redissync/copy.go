@@ -77,14 +77,34 @@ func fetch(ctx context.Context, s *session, v version, db int, keys []string, f 
 	return nil
 }
 
+// Bounds of one transaction that reads: it holds the server up as a whole.
+const (
+	readKeys  = 32
+	readBytes = 256 << 10
+)
+
+// dumpInto reads keys in transactions of a few, so that each one's value and expiry belong together.
 func dumpInto(ctx context.Context, s *session, v version, db int, keys []string, got []content) error {
-	units := make([]unit, len(keys))
-	for i, k := range keys {
-		cmds := []command{{"MULTI"}, {"DUMP", k}, {"PEXPIRETIME", k}, {"EXEC"}}
-		if v < 70000 {
-			cmds = []command{{"MULTI"}, {"DUMP", k}, {"PTTL", k}, {"TIME"}, {"EXEC"}}
+	var units []unit
+	var first []int // the key with which each transaction begins
+	for from := 0; from < len(keys); {
+		cmds := []command{{"MULTI"}}
+		bytes, to := int64(0), from
+		for to < len(keys) && (to == from || to-from < readKeys && bytes+got[to].size <= readBytes) {
+			bytes += got[to].size
+			if v >= 70000 {
+				cmds = append(cmds, command{"DUMP", keys[to]}, command{"PEXPIRETIME", keys[to]})
+			} else {
+				cmds = append(cmds, command{"DUMP", keys[to]}, command{"PTTL", keys[to]})
+			}
+			to++
 		}
-		units[i] = unit{k, cmds}
+		if v < 70000 {
+			cmds = append(cmds, command{"TIME"})
+		}
+		units = append(units, unit{keys[from], append(cmds, command{"EXEC"})})
+		first = append(first, from)
+		from = to
 	}
 	replies, err := s.exec(ctx, db, units)
 	if err != nil {
@@ -93,30 +113,48 @@ func dumpInto(ctx context.Context, s *session, v version, db int, keys []string,
 	for i, r := range replies {
 		for _, q := range r {
 			if err := q.err(); err != nil {
-				return fmt.Errorf("read key %s of database %d: %w", show(keys[i]), db, err)
+				return fmt.Errorf("read keys such as %s of database %d: %w", show(keys[first[i]]), db, err)
 			}
 		}
-		x := r[len(r)-1].items
-		if len(x) < 2 {
-			return fmt.Errorf("read key %s of database %d: EXEC gave %d replies", show(keys[i]), db, len(x))
+		to := len(keys)
+		if i+1 < len(first) {
+			to = first[i+1]
 		}
-		if err := errors.Join(x[0].err(), x[1].err()); err != nil {
-			return fmt.Errorf("read key %s of database %d: %w", show(keys[i]), db, err)
+		if err := contentsOf(r[len(r)-1].items, v, keys[first[i]:to], got[first[i]:to]); err != nil {
+			return fmt.Errorf("read database %d: %w", db, err)
 		}
-		got[i].payload, got[i].expires = x[0].str, 0
+	}
+	return nil
+}
+
+// contentsOf takes a transaction's replies apart.
+func contentsOf(x []value, v version, keys []string, got []content) error {
+	var now int64
+	if v < 70000 && len(x) == 2*len(keys)+1 && len(x[len(x)-1].items) == 2 {
+		t := x[len(x)-1].items
+		sec, _ := strconv.ParseInt(t[0].str, 10, 64)
+		usec, _ := strconv.ParseInt(t[1].str, 10, 64)
+		now = sec*1000 + usec/1000
+		x = x[:len(x)-1]
+	}
+	if len(x) != 2*len(keys) {
+		return fmt.Errorf("read key %s: EXEC gave %d replies for %d keys", show(keys[0]), len(x), len(keys))
+	}
+	for i, k := range keys {
+		dump, expiry := x[2*i], x[2*i+1]
+		if err := errors.Join(dump.err(), expiry.err()); err != nil {
+			return fmt.Errorf("read key %s: %w", show(k), err)
+		}
+		got[i].payload, got[i].expires = dump.str, 0
 		switch {
-		case v >= 70000:
-			got[i].expires = max(x[1].num, 0)
-			if x[1].num == -2 {
-				got[i].payload = ""
-			}
-		case x[1].num >= 0 && len(x[2].items) == 2:
-			// A time to live of 0 with a value is a key in its last millisecond: as an absolute time it's in the past, and gone.
-			sec, _ := strconv.ParseInt(x[2].items[0].str, 10, 64)
-			usec, _ := strconv.ParseInt(x[2].items[1].str, 10, 64)
-			got[i].expires = sec*1000 + usec/1000 + x[1].num
-		case x[1].num == -2:
+		case expiry.num == -2:
 			got[i].payload = ""
+		case expiry.num < 0:
+		case v >= 70000:
+			got[i].expires = expiry.num
+		default:
+			// A time to live of 0 with a value is a key in its last millisecond: as an absolute time it's in the past, and gone.
+			got[i].expires = now + expiry.num
 		}
 	}
 	return nil

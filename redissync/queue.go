@@ -219,28 +219,35 @@ func (q *queue) take(ctx context.Context, n int) ([]*entry, error) {
 	}
 }
 
-// done ends the copying of a key that is now on the destination as it was when it was read. A rest above zero keeps a key that
-// costs much from being copied again before it is over.
-func (q *queue) done(e *entry, rest time.Duration) {
+// done ends the copying of keys that are now on the destination as they were when they were read. A rest above zero keeps a key
+// that costs much from being copied again before it is over.
+func (q *queue) done(es []*entry, rests []time.Duration) {
 	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	delete(q.inFlight, e.id)
-	q.order.Remove(e.element)
-	if rest > 0 {
-		q.rest[e.id] = now.Add(rest)
-		if len(q.rest) > 4096 {
-			for id, until := range q.rest {
-				if until.Before(now) {
-					delete(q.rest, id)
-				}
-			}
+	for i, e := range es {
+		delete(q.inFlight, e.id)
+		q.order.Remove(e.element)
+		if rests[i] > 0 {
+			q.restLocked(e.id, now, rests[i])
+		}
+		if again := q.waiting[e.id]; again != nil && again.blocked {
+			q.release(again, now)
 		}
 	}
-	if again := q.waiting[e.id]; again != nil && again.blocked {
-		q.release(again, now)
-	}
 	q.wake()
+}
+
+func (q *queue) restLocked(id keyID, now time.Time, rest time.Duration) {
+	q.rest[id] = now.Add(rest)
+	if len(q.rest) <= 4096 {
+		return
+	}
+	for id, until := range q.rest {
+		if until.Before(now) {
+			delete(q.rest, id)
+		}
+	}
 }
 
 // back returns keys that could not be copied, each to its place in the order; they are not taken again before wait has passed.

@@ -84,9 +84,16 @@ func (f *flow) reconcile(ctx context.Context, origin, destination *session) erro
 	f.total = here.keys()
 	f.mu.Unlock()
 	f.scanned.Store(0)
+	var empties []int // databases where the destination had nothing of ours, so that it can't have anything in excess now
 	for _, db := range f.pair.o.ownDatabases(mergeDatabases(here.databases)) {
-		empty := there.databases[db] == 0
-		err := f.scan(ctx, origin, db, func(keys []string) error {
+		empty, err := f.holdsNone(ctx, destination, db, there.databases[db])
+		if err != nil {
+			return err
+		}
+		if empty {
+			empties = append(empties, db)
+		}
+		err = f.scan(ctx, origin, db, func(keys []string) error {
 			f.scanned.Add(int64(len(keys)))
 			if !empty {
 				if keys, err = f.differing(ctx, origin, destination, here.version, there.version, db, keys); err != nil {
@@ -101,6 +108,9 @@ func (f *flow) reconcile(ctx context.Context, origin, destination *session) erro
 		}
 	}
 	for _, db := range f.pair.o.ownDatabases(mergeDatabases(there.databases)) {
+		if slices.Contains(empties, db) {
+			continue
+		}
 		err := f.scan(ctx, destination, db, func(keys []string) error {
 			keys, err := missing(ctx, origin, db, keys)
 			if err != nil {
@@ -114,6 +124,16 @@ func (f *flow) reconcile(ctx context.Context, origin, destination *session) erro
 		}
 	}
 	return nil
+}
+
+// holdsNone tells whether a database holds no key that is ours to move.
+func (f *flow) holdsNone(ctx context.Context, s *session, db int, keys int64) (bool, error) {
+	if keys > 10 {
+		return false, nil
+	}
+	none := true
+	err := f.scan(ctx, s, db, func([]string) error { none = false; return nil })
+	return none, err
 }
 
 func (f *flow) markAll(db int, keys []string) {
@@ -170,7 +190,9 @@ func (f *flow) differing(ctx context.Context, origin, destination *session, here
 			for i, k := range keys {
 				g := got[at+i]
 				if g.isStream() {
-					f.noteStream(keyID{db, k}, g)
+					f.mu.Lock()
+					f.noteStreamLocked(keyID{db, k}, g)
+					f.mu.Unlock()
 				}
 				if g.body() != have[i].body() || !near(expiryThere(g, offset), have[i].expires, f.pair.o.tolerance()) {
 					out = append(out, k)

@@ -71,9 +71,11 @@ func (f *flow) copyKeys(ctx context.Context, origin, destination *session, batch
 			}
 			took := time.Since(started)
 			started = time.Now()
+			copied := make([]*entry, 0, len(keys))
+			rests := make([]time.Duration, 0, len(keys))
+			f.noteCopies(mine[done:done+len(keys)], got)
 			for i, k := range keys {
 				e := mine[done+i]
-				f.noteStream(e.id, got[i])
 				if at := slices.IndexFunc(refused, func(r refusal) bool { return r.key == k }); at >= 0 {
 					err := refused[at].err
 					if badPayload(err) {
@@ -84,10 +86,12 @@ func (f *flow) copyKeys(ctx context.Context, origin, destination *session, batch
 						continue
 					}
 				}
-				f.queue.done(e, restAfter(got[i], took))
-				f.copied.Add(1)
-				f.pair.o.Metrics.Copied(1)
+				copied = append(copied, e)
+				rests = append(rests, restAfter(got[i], took))
 			}
+			f.queue.done(copied, rests)
+			f.copied.Add(int64(len(copied)))
+			f.pair.o.Metrics.Copied(len(copied))
 			done += len(keys)
 			return nil
 		})
@@ -117,15 +121,22 @@ func restAfter(c content, took time.Duration) time.Duration {
 	return min(max(10*took, time.Duration(c.size/costly)*time.Millisecond), 2*time.Second)
 }
 
-func (f *flow) noteStream(id keyID, c content) {
+// noteCopies remembers which keys hold streams, and which were touched since the last complete verification.
+func (f *flow) noteCopies(es []*entry, got []content) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.verified != nil {
-		f.verified[id] = struct{}{}
-		if len(f.verified) > maxTouched {
-			f.verified, f.verifiedFull = nil, false
+	for i, e := range es {
+		f.noteStreamLocked(e.id, got[i])
+		if f.verified != nil {
+			f.verified[e.id] = struct{}{}
 		}
 	}
+	if len(f.verified) > maxTouched {
+		f.verified, f.verifiedFull = nil, false
+	}
+}
+
+func (f *flow) noteStreamLocked(id keyID, c content) {
 	if !c.isStream() {
 		delete(f.streams, id)
 	} else if _, ok := f.streams[id]; !ok {
