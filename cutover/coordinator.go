@@ -116,8 +116,8 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	defer c.close()
 	wg.Go(func() { c.measure(ctx) })
 	err := c.run(ctx)
-	if err != nil && stopped(ctx, err) {
-		return nil
+	if ctx.Err() != nil {
+		return nil // whatever err says is what the end made of a call
 	}
 	return err
 }

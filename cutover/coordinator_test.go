@@ -1,7 +1,6 @@
 package cutover
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -333,49 +332,3 @@ func TestSwitchHookRecovers(t *testing.T) {
 	})
 }
 
-// TestAnotherWriterEndsRun: a process that is no longer the leader touches nothing.
-func TestAnotherWriterEndsRun(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld("a")
-		old := w.boot(t, nil)
-		old.ended(t)
-		// A successor writes the journal behind its back, and the old one's saves fail.
-		successor := w.boot(t, nil)
-		successor.ended(t)
-		successor.attempt(t, Request{})
-		successor.halt()
-		before := w.record(t)
-		if _, err := old.Start(context.WithoutCancel(t.Context()), Request{}); err == nil {
-			t.Error("the old leader's start was accepted")
-		}
-		<-old.done
-		if !errors.Is(old.err, ErrSuperseded) {
-			t.Errorf("Run: %v, want ErrSuperseded", old.err)
-		}
-		if after := w.record(t); after.Writer != before.Writer || after.Revision != before.Revision {
-			t.Error("the old leader has written the journal")
-		}
-		if story := w.take(); strings.Contains(story, "a.") {
-			t.Errorf("the old leader has touched a pair:\n%s", story)
-		}
-		w.settled(t, Reverse)
-	})
-}
-
-func TestUnreadableJournalEndsRun(t *testing.T) {
-	for _, journal := range []string{`{"version":9}`, `{`, `{"version":1,"step":"open","phase":"idle"}`, `{"version":1,"step":"??"}`} {
-		synctest.Test(t, func(t *testing.T) {
-			w := newWorld("a")
-			w.journal = []byte(journal)
-			l := w.boot(t, nil)
-			<-l.done
-			var h *preflight.Hinted
-			if !errors.As(l.err, &h) || h.Hint == "" {
-				t.Errorf("Run with journal %s: %v, want an error with a hint", journal, l.err)
-			}
-			if _, err := Active([]byte(journal)); err == nil {
-				t.Errorf("Active(%s) gave no error", journal)
-			}
-		})
-	}
-}

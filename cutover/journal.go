@@ -2,7 +2,6 @@ package cutover
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -86,9 +85,4 @@ func (c *Coordinator) journalPolicy() retry.Policy {
 			c.log.Warn("cutover journal does not answer", "err", err)
 		}
 	}}
-}
-
-// stopped reports whether err only says that ctx has ended.
-func stopped(ctx context.Context, err error) bool {
-	return ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ctx.Err()))
 }
