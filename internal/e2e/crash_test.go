@@ -32,15 +32,32 @@ func TestCrashes(t *testing.T) {
 	}
 	t.Logf("REPLICATOR_SEED=%d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
+	phases := &deck{r: r}
 	for n := 0; n < kills; {
 		done := 0
 		// A world of its own for every few kills: each has to live through them all.
-		ok := t.Run(fmt.Sprintf("after_%d", n), func(t *testing.T) { done = crashWorld(t, r, kills-n) })
+		ok := t.Run(fmt.Sprintf("after_%d", n), func(t *testing.T) { done = crashWorld(t, r, phases, kills-n) })
 		if !ok {
 			t.Fatalf("set REPLICATOR_SEED=%d to see it again", seed)
 		}
 		n += done
 	}
+}
+
+// deck deals every phase once, in random order, before any comes again.
+type deck struct {
+	r    *rand.Rand
+	left []string
+}
+
+func (d *deck) draw() string {
+	if len(d.left) == 0 {
+		d.left = slices.Clone(attemptPhases)
+		d.r.Shuffle(len(d.left), func(i, j int) { d.left[i], d.left[j] = d.left[j], d.left[i] })
+	}
+	phase := d.left[0]
+	d.left = d.left[1:]
+	return phase
 }
 
 // crasher kills the daemon of a world.
@@ -51,7 +68,7 @@ type crasher struct {
 	spent int
 }
 
-func crashWorld(t *testing.T, r *rand.Rand, kills int) (spent int) {
+func crashWorld(t *testing.T, r *rand.Rand, phases *deck, kills int) (spent int) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	c := &crasher{world: newWorld(t, demo.ServersOptions{Capture: "logical"}, r.Uint64()), r: r, left: kills}
@@ -74,13 +91,13 @@ func crashWorld(t *testing.T, r *rand.Rand, kills int) (spent int) {
 	c.holds(ctx)
 
 	// In a phase of the cutover, and of the way back.
-	c.drive(ctx, false, attemptPhases[r.IntN(len(attemptPhases))])
+	c.drive(ctx, false, phases.draw())
 	at := c.servers.Target
 	if r.IntN(2) == 0 {
 		if !c.pause(ctx, c.upTo(500*time.Millisecond)) {
 			t.Fatal(ctx.Err())
 		}
-		c.drive(ctx, true, attemptPhases[r.IntN(len(attemptPhases))])
+		c.drive(ctx, true, phases.draw())
 		at = c.servers.Source
 	}
 	if !c.pause(ctx, time.Second) { // writes on the side in use
