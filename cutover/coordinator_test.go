@@ -331,4 +331,3 @@ func TestSwitchHookRecovers(t *testing.T) {
 		w.settled(t, Reverse)
 	})
 }
-
