@@ -35,6 +35,7 @@ var pinned = map[string]string{
 	"default_transaction_read_only":       "off",
 	"default_transaction_deferrable":      "off",
 	"synchronize_seqscans":                "off",
+	"jit":                                 "off", // queries of the catalog compile for seconds and run for milliseconds
 	"client_min_messages":                 "warning",
 	"tcp_keepalives_idle":                 "30",
 	"tcp_keepalives_interval":             "10",

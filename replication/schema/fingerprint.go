@@ -98,14 +98,14 @@ FROM rel r LEFT JOIN LATERAL (
 WHERE r.relkind IN ('r', 'p', 'f')
 UNION ALL
 SELECT 'column', r.nspname, r.relname, a.attname, jsonb_build_object('type', format_type(a.atttypid, a.atttypmod), 'not_null', a.attnotnull,
-    'collation', (SELECT format('%I.%I', cn.nspname, co.collname) FROM pg_collation co JOIN pg_namespace cn ON cn.oid = co.collnamespace
-                  JOIN pg_type ty ON ty.oid = a.atttypid WHERE co.oid = a.attcollation AND a.attcollation <> ty.typcollation),
+    'collation', CASE WHEN a.attcollation <> ty.typcollation THEN (SELECT format('%I.%I', cn.nspname, co.collname)
+      FROM pg_collation co JOIN pg_namespace cn ON cn.oid = co.collnamespace WHERE co.oid = a.attcollation) END,
     'default', pg_get_expr(d.adbin, d.adrelid), 'identity', a.attidentity, 'generated', a.attgenerated,
     'missing', CASE WHEN a.atthasmissing THEN a.attmissingval::text
       WHEN r.relkind = 'p' THEN (SELECT leaf.attmissingval::text FROM pg_partition_tree(r.oid) pt JOIN pg_attribute leaf ON leaf.attrelid = pt.relid
                                  WHERE pt.isleaf AND leaf.attname = a.attname AND leaf.atthasmissing LIMIT 1) END,
     'rank', row_number() OVER (PARTITION BY a.attrelid ORDER BY a.attnum))::text, NULL, NULL, a.attinhcount > 0
-FROM rel r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
+FROM rel r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped JOIN pg_type ty ON ty.oid = a.atttypid
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 WHERE r.relkind IN ('r', 'p', 'f', 'c')
 UNION ALL
