@@ -229,6 +229,12 @@ func TestWaitCaughtUp(t *testing.T) {
 	wait := s.background(t.Context(), "wait", "caught-up")
 	s.backend.LetCatchUp()
 	s.want(wait(), 0, "", "caught up after")
+	s.backend.Fail(&preflight.Hinted{Code: "not-leading", Err: admin.ErrNotReady, Hint: "wait a moment"})
+	s.out, s.err = &buffer{}, &buffer{}
+	wait = s.background(t.Context(), "wait", "caught-up")
+	s.says("trying again")
+	s.backend.Fail(nil)
+	s.want(wait(), 0, "", "caught up after")
 	s.backend.Fail(&preflight.Hinted{Code: "stopped", Err: errors.New("pair main is stopped"), Hint: "mend it"})
 	s.want(s.run("wait", "caught-up"), 3, "", "mend it")
 }
@@ -242,7 +248,9 @@ func TestWaitCutover(t *testing.T) {
 	s.out, s.err = &buffer{}, &buffer{}
 	wait := s.background(t.Context(), "wait", "cutover=done")
 	s.says("cutover drain")
-	s.cutover("aborted", "aborted", func(c *admin.CutoverStatus) { c.Problem = &admin.Problem{Message: "it took too long", Hint: "give it more"} })
+	s.cutover("aborted", "aborted", func(c *admin.CutoverStatus) {
+		c.Problem = &admin.Problem{Message: "it took too long", Hint: "give it more"}
+	})
 	s.want(wait(), 1, "", "attempt-1 was aborted: it took too long: give it more")
 	s.want(s.run("wait", "cutover=aborted"), 0, "", "")
 	s.want(s.run("wait", "cutover=done", "--timeout", "100ms"), 3, "", "cutover aborted")

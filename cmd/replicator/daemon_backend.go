@@ -17,7 +17,7 @@ import (
 )
 
 // errNobodyLeads is the answer while this process neither leads nor knows who does.
-var errNobodyLeads = &preflight.Hinted{Code: "not-leading", Err: errors.New("this process does not lead the migration yet"), Hint: "wait a moment; the status says what it waits for"}
+var errNobodyLeads = &preflight.Hinted{Code: "not-leading", Err: admin.ErrNotReady, Hint: "wait a moment; the status says what it waits for"}
 
 // actor is who carries out what an operator asks for: the term of the leader, or a standby that hands it on.
 type actor interface {

@@ -228,6 +228,7 @@ func TestRefusalsOfTheBackend(t *testing.T) {
 		{&preflight.Hinted{Code: "already", Err: cutover.ErrAlreadySwitched, Hint: "use rollback"}, 409, "already"},
 		{&preflight.Hinted{Code: "budget", Err: cutover.ErrBudget, Hint: "give more"}, 400, "budget"},
 		{cutover.ErrNotReady, 503, "internal"},
+		{&preflight.Hinted{Code: "not-leading", Err: admin.ErrNotReady, Hint: "wait"}, 503, "not-leading"},
 		{&preflight.Hinted{Code: "drift", Err: errors.New("columns differ"), Hint: "run ALTER TABLE"}, 409, "drift"},
 		{context.DeadlineExceeded, 504, "timed-out"},
 		{errors.New("boom"), 500, "internal"},

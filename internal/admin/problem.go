@@ -41,6 +41,9 @@ func problemf(status int, code, title, hint string) *ProblemDocument {
 	return &ProblemDocument{Type: "about:blank", Status: status, Code: code, Title: title, Hint: hint}
 }
 
+// ErrNotReady is what a backend's error wraps while the process is starting; clients try again.
+var ErrNotReady = errors.New("this process does not lead the migration yet")
+
 // refusals gives cutover's refusals their HTTP status.
 var refusals = []struct {
 	err    error
@@ -54,6 +57,7 @@ var refusals = []struct {
 	{cutover.ErrNoAttempt, http.StatusNotFound, "No such attempt is running"},
 	{cutover.ErrBudget, http.StatusBadRequest, "The freeze budget is out of bounds"},
 	{cutover.ErrNotReady, http.StatusServiceUnavailable, "Not ready yet"},
+	{ErrNotReady, http.StatusServiceUnavailable, "Not ready yet"},
 }
 
 // documentOf turns a backend's error into the document to answer with.
