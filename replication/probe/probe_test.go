@@ -139,6 +139,8 @@ func TestTarget(t *testing.T) {
 		{"function", "CREATE FUNCTION public.f() RETURNS integer LANGUAGE sql AS 'SELECT 1'", []string{"target/target-empty=error"}},
 		{"type", "CREATE TYPE public.e AS ENUM ()", []string{"target/target-empty=error"}},
 		{"state", "CREATE SCHEMA replicator; CREATE TABLE replicator.x ()", []string{"target/target-state=error"}},
+		{"state of another", "CREATE SCHEMA replicator; CREATE TABLE replicator.migration AS SELECT 'other' AS name", []string{"target/target-state=error"}},
+		{"state of ours, begun and nothing made", "CREATE SCHEMA replicator; CREATE TABLE replicator.migration AS SELECT 'probe' AS name", nil},
 		{"extension", "CREATE EXTENSION hstore", nil},
 		{"no public", "DROP SCHEMA public", []string{"target/schema-public=error"}},
 	} {

@@ -46,19 +46,32 @@ func (r *run) target(ctx context.Context, s *side) {
 	r.targetSettings(ctx, s)
 }
 
+// foreignState tells whether schema replicator is there and isn't this migration's. An earlier run of this one that died before it had
+// made anything else leaves the schema behind, with no other name in it.
+func (r *run) foreignState(ctx context.Context, s *side) (foreign bool, err error) {
+	var schema, table bool
+	if err := s.conn.QueryRow(ctx, "SELECT to_regnamespace('replicator') IS NOT NULL, to_regclass('replicator.migration') IS NOT NULL").Scan(&schema, &table); err != nil {
+		return false, err
+	}
+	if !schema || !table {
+		return schema, nil
+	}
+	err = s.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM replicator.migration WHERE name <> $1)", r.ID.Migration).Scan(&foreign)
+	return foreign, err
+}
+
 func (r *run) occupants(ctx context.Context, s *side) {
 	if r.Resuming {
 		r.ok(s.name, "target-empty", "the migration has begun: the target holds its tables")
 		return
 	}
-	var state bool
-	if err := s.conn.QueryRow(ctx, "SELECT to_regnamespace('replicator') IS NOT NULL").Scan(&state); err != nil {
+	switch foreign, err := r.foreignState(ctx, s); {
+	case err != nil:
 		r.broke(s.name, "target-empty", err)
 		return
-	}
-	if state {
+	case foreign:
 		r.fail(s.name, "target-state", "end that migration with replicator finish, or, if it is to be forgotten, DROP SCHEMA replicator CASCADE and empty the database", "the target holds the state of another migration in schema replicator")
-	} else {
+	default:
 		r.ok(s.name, "target-state", "the target holds no state of another migration")
 	}
 	list, err := column(ctx, s, readOccupants)
