@@ -11,7 +11,7 @@ import (
 
 // Bounds of one exchange: the memory of payloads in flight, and what counts as costly to copy.
 const (
-	batchKeys  = 128
+	batchKeys  = 512
 	batchBytes = 8 << 20
 	costly     = 64 << 10
 )

@@ -52,6 +52,7 @@ type flow struct {
 	streams      map[keyID]string // keys that hold streams, with what their groups looked like
 	originSeen   seen
 	destSeen     seen
+	written      map[string]int64 // commands of an application's kind that we ran on the destination
 	probe        chan struct{}
 	verified     map[keyID]struct{} // dirtied since the last complete verification; nil: there was none
 	verifiedFull bool
@@ -61,14 +62,13 @@ type flow struct {
 
 // seen is what was last read from a server's INFO.
 type seen struct {
-	ok           bool
-	runID        string
-	replID       string
-	upheavals    int64
-	functions    int64
-	calls        map[string]int64
-	writeStrays  int64
-	strayCommand string
+	ok        bool
+	version   version
+	runID     string
+	replID    string
+	upheavals int64
+	functions int64
+	calls     map[string]int64
 }
 
 // newFlow prepares a direction. A clean one starts from two sides that are known to be equal; any other begins with a reconcile.
@@ -76,7 +76,7 @@ func newFlow(p *Pair, reverse, clean bool) *flow {
 	f := &flow{
 		pair: p, reverse: reverse, origin: p.side(reverse), destination: p.side(!reverse), queue: newQueue(), gate: newGate(),
 		stop: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}), streams: map[keyID]string{},
-		reconciled: clean, copied: &p.copied, heard: time.Now(),
+		written: map[string]int64{}, reconciled: clean, copied: &p.copied, heard: time.Now(),
 	}
 	f.log = p.o.log().With("direction", direction(reverse))
 	f.known.Store(&[]int{0})

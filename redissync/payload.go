@@ -10,7 +10,7 @@ var newestType = []struct {
 
 // downgrade returns the payload with the footers of older RDB versions, newest first, as far as such a version knows the type of
 // the value: the bodies are the same then.
-func (p *Pair) downgrade(payload string) ([]string, bool) {
+func downgrade(payload string) ([]string, bool) {
 	if len(payload) < 11 {
 		return nil, false
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	scanCount = 256   // keys asked of one SCAN call
+	scanCount = 1000  // keys asked of one SCAN call
 	scanAhead = 20000 // dirty keys beyond which a scan waits for the copying
 )
 

@@ -229,6 +229,12 @@ func plainValue(ctx context.Context, s *session, db int, key string) (string, er
 		if cmds[0][0] == "HGETALL" {
 			v.items = []value{{kind: kindBulk, str: strings.Join(sortedPairs(v.strings()), ",")}}
 		}
+		if cmds[0][0] == "ZRANGE" { // servers print scores differently
+			for i := 1; i < len(v.items); i += 2 {
+				score, _ := strconv.ParseFloat(v.items[i].str, 64)
+				v.items[i].str = strconv.FormatFloat(score, 'g', -1, 64)
+			}
+		}
 		text += fmt.Sprint(flat(v)) + "\n"
 	}
 	return text, nil

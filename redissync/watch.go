@@ -131,11 +131,14 @@ func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	now := seen{ok: true, runID: info.runID, replID: info.replID, upheavals: info.upheavals(), calls: map[string]int64{}}
+	now := seen{ok: true, version: info.version, runID: info.runID, replID: info.replID, upheavals: info.upheavals(), calls: map[string]int64{}}
 	f.mu.Lock()
 	was := f.destSeen
 	for _, c := range writes {
-		now.calls[c] = info.calls[c]
+		now.calls[c] = info.calls[c] - f.written[c]
+		if was.runID == now.runID { // what we have counted but not sent yet is no stranger's either
+			now.calls[c] = max(now.calls[c], was.calls[c])
+		}
 	}
 	f.destSeen = now
 	f.wake()

@@ -81,6 +81,9 @@ func (f *flow) copyKeys(ctx context.Context, origin, destination *session, batch
 					if badPayload(err) {
 						err = f.storeOtherwise(ctx, origin, destination, e.id, got[i], offset)
 					}
+					if errors.Is(err, errMoved) { // it is marked again already
+						err = nil
+					}
 					if err != nil {
 						f.refuse(e, err)
 						continue
@@ -163,8 +166,9 @@ func (f *flow) facts(ctx context.Context) (serverInfo, time.Duration, error) {
 
 // storeOtherwise writes a value whose payload RESTORE refused.
 func (f *flow) storeOtherwise(ctx context.Context, origin, destination *session, id keyID, c content, offset time.Duration) error {
-	if payload, ok := f.pair.downgrade(c.payload); ok {
-		for _, p := range payload {
+	// Small steps first: the same bytes may pass under an older version's name.
+	if older, ok := downgrade(c.payload); ok {
+		for _, p := range older {
 			c.payload = p
 			refused, err := store(ctx, destination, id.db, offset, []string{id.key}, []content{c})
 			if err != nil {
@@ -178,6 +182,12 @@ func (f *flow) storeOtherwise(ctx context.Context, origin, destination *session,
 			}
 		}
 	}
-	return &preflight.Hinted{Code: "redis-payload-refused", Err: errors.New("the server refuses the form of the value"),
-		Hint: "move to a server of the same or a newer version, or exclude the key"}
+	if len(c.payload) > 0 && c.payload[0] >= 22 {
+		return &preflight.Hinted{Code: "redis-payload-refused", Err: errors.New("the server knows no expiry of single hash fields"),
+			Hint: "move to Redis 7.4 or newer, or exclude the key"}
+	}
+	f.mu.Lock()
+	v := f.originInfo.version
+	f.mu.Unlock()
+	return f.rebuild(ctx, origin, destination, v, id, offset)
 }
