@@ -36,8 +36,8 @@ func Stop(err error) error {
 	return permanent{err}
 }
 
-// Do calls f until it returns nil, a Stop error, the attempts are used up or ctx ends. It returns f's last error, without the
-// mark; where ctx ended while waiting, both are joined.
+// Do calls f until it returns nil, an error that wraps a Stop, the attempts are used up or ctx ends. It returns f's last error, without the
+// mark where that is outermost; where ctx ended while waiting, both are joined.
 func Do(ctx context.Context, p Policy, f func(context.Context) error) error {
 	wait := p.First
 	if wait <= 0 {
@@ -54,7 +54,10 @@ func Do(ctx context.Context, p Policy, f func(context.Context) error) error {
 		}
 		var stop permanent
 		if errors.As(err, &stop) {
-			return stop.err
+			if direct, ok := err.(permanent); ok { //nolint:errorlint // only the outermost mark can be taken off
+				return direct.err
+			}
+			return err // what wraps the mark says more than what it marks
 		}
 		if ctx.Err() != nil || (p.Attempts > 0 && attempt >= p.Attempts) {
 			return err

@@ -3,6 +3,7 @@ package retry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,4 +55,12 @@ func TestDoEndsWithItsContext(t *testing.T) {
 			t.Fatalf("err %v, want it to name the deadline", err)
 		}
 	})
+}
+
+func TestDoKeepsWhatWrapsAStop(t *testing.T) {
+	cause := errors.New("wrong password")
+	err := Do(t.Context(), Policy{}, func(context.Context) error { return fmt.Errorf("connect: %w", Stop(cause)) })
+	if !errors.Is(err, cause) || err.Error() != "connect: wrong password" {
+		t.Fatalf("err %v", err)
+	}
 }

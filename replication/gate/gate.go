@@ -45,8 +45,9 @@ const changeTimeout = 5 * time.Second
 // Gate is the write gate of one database. Its methods may be called from several goroutines and processes; changes of the
 // function are serialised by an advisory lock.
 type Gate struct {
-	pool *pgxpool.Pool
-	log  *slog.Logger
+	pool  *pgxpool.Pool
+	log   *slog.Logger
+	fence func(ctx context.Context, tx pgx.Tx) error
 }
 
 // New returns the gate of the pool's database. The pool's role must own the tables (or hold TRIGGER on them, and own them to uninstall).
@@ -55,6 +56,13 @@ func New(pool *pgxpool.Pool, log *slog.Logger) *Gate {
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Gate{pool: pool, log: log}
+}
+
+// Fenced makes every change of the gate's state run fence first, in the same transaction: a process that has lost the lead must not open
+// or shut a gate behind its successor's back. It returns g.
+func (g *Gate) Fenced(fence func(ctx context.Context, tx pgx.Tx) error) *Gate {
+	g.fence = fence
+	return g
 }
 
 // Pass lets the statements of tx through a gate that was armed with token. It ends with the transaction.
@@ -153,6 +161,11 @@ func (g *Gate) Disarm(ctx context.Context) error {
 // change replaces the function's body by what decide makes of the present one, in one short synchronous transaction.
 func (g *Gate) change(ctx context.Context, decide func(pgx.Tx, time.Time, body) (body, error)) error {
 	return pgx.BeginTxFunc(ctx, g.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		if g.fence != nil {
+			if err := g.fence(ctx, tx); err != nil {
+				return err
+			}
+		}
 		if err := lockFunction(ctx, tx); err != nil {
 			return err
 		}

@@ -66,6 +66,17 @@ func (p *Pair) Check(ctx context.Context, reverse bool) []preflight.Finding {
 		out = append(out, p.checkSide(ctx, sd, sd == destination)...)
 	}
 	out = append(out, p.checkCatalogs(ctx, origin, destination)...)
+	if !reverse {
+		joinable, lacking, err := p.unknown(ctx)
+		switch {
+		case err != nil:
+			out = append(out, p.finding("unreachable", preflight.Error, "", err.Error(), "mend the connection"))
+		case len(joinable) > 0:
+			out = append(out, p.finding("table-joining", preflight.Error, "", fmt.Sprintf("%d tables that were just made are not replicated yet, %s among them", len(joinable), joinable[0].Name), "wait until they are copied"))
+		case len(lacking) > 0:
+			out = append(out, p.lackingProblem(lacking))
+		}
+	}
 	return out
 }
 

@@ -67,7 +67,10 @@ func (p *Pair) forward(ctx context.Context) error {
 	default:
 		return fmt.Errorf("pair %q is at the unknown step %q: run the program version that wrote it", p.o.Name, stored.Step)
 	}
-	// Tables may have become pending again: a resync.
+	if err := p.join(ctx); err != nil {
+		return err
+	}
+	// Tables may have become pending again: a resync, or tables that have just joined.
 	if err := p.copyPending(ctx); err != nil {
 		return err
 	}
@@ -427,7 +430,7 @@ func (p *Pair) complete(ctx context.Context, l *link, end uint64, stored state.P
 		}
 	}
 	p.phase(Streaming)
-	return nil
+	return p.watchTables(ctx)
 }
 
 // lockedly runs a statement that needs a table's exclusive lock, never waiting long for it, since everybody else would queue behind.

@@ -77,6 +77,7 @@ func (p *Pair) stream(ctx context.Context, reverse bool, seams map[replication.T
 	}()
 	p.log.Info("streaming", "direction", replication.Direction(reverse), "from", string(a.Position()))
 	batches := make(chan *replication.Batch)
+	outer := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.source.Stream(ctx, a.Position(), batches) })
 	g.Go(func() error { return l.apply(ctx, batches) })
@@ -87,7 +88,7 @@ func (p *Pair) stream(ctx context.Context, reverse bool, seams map[replication.T
 		g.Go(func() error { return running(ctx, l) })
 	}
 	if err := g.Wait(); err != nil {
-		return fmt.Errorf("%s stream: %w", replication.Direction(reverse), err)
+		return fmt.Errorf("%s stream: %w", replication.Direction(reverse), p.explainDrift(outer, err, reverse))
 	}
 	return nil
 }

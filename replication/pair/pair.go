@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"replicator/internal/postgres"
@@ -160,7 +161,7 @@ func (p *Pair) Run(ctx context.Context, reverse bool) error {
 		}
 		defer pool.Close()
 		s.pool = pool
-		s.gate = gate.New(pool, p.log.With("side", s.name))
+		s.gate = gate.New(pool, p.log.With("side", s.name)).Fenced(func(ctx context.Context, tx pgx.Tx) error { return state.Fence(ctx, tx, p.id) })
 	}
 	p.stored = state.NewPairs(p.target.pool, p.id)
 	p.mu.Lock()
@@ -209,6 +210,10 @@ func (p *Pair) keepTrying(ctx context.Context, what string, f func(context.Conte
 		}
 		if errors.Is(err, replication.ErrDeposed) {
 			return err
+		}
+		if errors.Is(err, errJoin) {
+			p.log.Info(errJoin.Error())
+			continue
 		}
 		p.setProblem(err)
 		if time.Since(began) > time.Minute {

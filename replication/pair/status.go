@@ -6,6 +6,7 @@ import (
 
 	"replicator/internal/preflight"
 	"replicator/metrics"
+	"replicator/replication"
 	"replicator/replication/logical"
 )
 
@@ -50,6 +51,7 @@ type Status struct {
 	Problems                        []preflight.Finding
 
 	failure *preflight.Finding
+	lacking []replication.TableName
 	copy    copyProgress
 }
 
@@ -94,6 +96,9 @@ func (p *Pair) Status() Status {
 	}
 	if s.failure != nil {
 		s.Problems = append(s.Problems, *s.failure)
+	}
+	if len(s.lacking) > 0 && !p.active {
+		s.Problems = append(s.Problems, p.lackingProblem(s.lacking))
 	}
 	if p.o.RetainedWarning > 0 && s.RetainedBytes != nil && *s.RetainedBytes > p.o.RetainedWarning {
 		s.Problems = append(s.Problems, preflight.Finding{Code: "retained-wal", Severity: preflight.Warning, Pair: p.o.Name,
