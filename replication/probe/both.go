@@ -104,10 +104,27 @@ func (r *run) extensions(ctx context.Context, src, dst *side) {
 		r.warn(target, "extension-privilege", "if the provider doesn't let this role (RDS: rds_superuser does), create them on the target as a role that may, in the same schema", "creating the extensions %s takes a superuser", names(privileged))
 	}
 	if heroku {
-		r.info(target, "heroku-ext", "nothing; after the migration ALTER EXTENSION … SET SCHEMA public may tidy up", "extensions live in schema heroku_ext, which is made on the target too")
+		r.herokuExt(ctx, dst)
 	}
 	if len(missing)+len(elsewhere)+len(privileged) == 0 {
 		r.ok(target, "extensions", "the target has or offers all %d extensions of the source", len(used))
+	}
+}
+
+const readSearchPath = `SELECT EXISTS (SELECT FROM pg_db_role_setting g, unnest(g.setconfig) c
+	WHERE c LIKE 'search_path=%heroku_ext%' AND g.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())))`
+
+// herokuExt: Heroku puts the schema of its extensions into the search_path of its databases, and applications rely on that.
+func (r *run) herokuExt(ctx context.Context, dst *side) {
+	var found bool
+	switch err := dst.conn.QueryRow(ctx, readSearchPath).Scan(&found); {
+	case err != nil:
+		r.broke(target, "heroku-ext", err)
+	case found:
+		r.ok(target, "heroku-ext", "extensions live in schema heroku_ext, which is in the target's search_path")
+	default:
+		r.warn(target, "heroku-ext", "on the target, before the cutover: ALTER DATABASE "+quote(dst.database)+` SET search_path = "$user", public, heroku_ext`,
+			"extensions live in schema heroku_ext, which is made on the target too, but isn't in its search_path: statements that name their types or functions plainly would fail")
 	}
 }
 

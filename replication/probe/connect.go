@@ -69,8 +69,10 @@ func (r *run) refused(name string, c *pgx.ConnConfig, err error) {
 		r.fail(name, "unreachable", "correct the host's name in the URL, or the name service of this machine", "host %s has no address: %s", c.Host, message)
 	case errors.As(err, &op), errors.Is(err, context.DeadlineExceeded), errors.As(err, new(net.Error)):
 		r.fail(name, "unreachable", "check host and port, that the server runs, and that firewalls and security groups let this machine through", "%s:%d can't be reached: %s", c.Host, c.Port, message)
+	case c.TLSConfig != nil:
+		r.fail(name, "tls-failed", "switch TLS on at the server (ssl = on), or, where the way to it is safe, use sslmode=prefer or sslmode=disable", "the URL demands TLS and none could be agreed: %s", message)
 	default:
-		r.fail(name, "connect-failed", "correct the connection URL; if it demands TLS (sslmode) the server must offer it", "no session: %s", message)
+		r.fail(name, "connect-failed", "correct the connection URL", "no session: %s", message)
 	}
 }
 

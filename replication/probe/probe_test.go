@@ -109,7 +109,7 @@ func TestBadConnections(t *testing.T) {
 		{"port", change(func(u *url.URL) { u.Host = dead }), "unreachable"},
 		{"host", change(func(u *url.URL) { u.Host = "no-such-host.invalid:5432" }), "unreachable"},
 		{"url", "postgres://u:s3cret@h:notaport/db", "url-invalid"},
-		{"tls", change(func(u *url.URL) { u.RawQuery = "sslmode=require" }), "connect-failed"},
+		{"tls", change(func(u *url.URL) { u.RawQuery = "sslmode=require" }), "tls-failed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			check(t, options(c.source, dst), "source/"+c.code+"=error")

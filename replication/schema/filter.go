@@ -13,7 +13,7 @@ type Filter struct{ Include, Exclude []string }
 
 // Match tells whether the table is replicated; above are the partitioned tables that it is a partition of.
 func (f Filter) Match(name replication.TableName, above ...replication.TableName) bool {
-	any := func(patterns []string) bool {
+	some := func(patterns []string) bool {
 		for _, p := range patterns {
 			if matches(p, name) {
 				return true
@@ -26,7 +26,7 @@ func (f Filter) Match(name replication.TableName, above ...replication.TableName
 		}
 		return false
 	}
-	return (len(f.Include) == 0 || any(f.Include)) && !any(f.Exclude)
+	return (len(f.Include) == 0 || some(f.Include)) && !some(f.Exclude)
 }
 
 func matches(pattern string, n replication.TableName) bool {

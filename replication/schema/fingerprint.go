@@ -279,7 +279,7 @@ func (i Item) equal(j Item) bool {
 // merge walks two sorted lists at once; a or b is nil where only the other list has the item.
 func merge(as, bs []Item, f func(a, b *Item)) {
 	for len(as) > 0 || len(bs) > 0 {
-		c := 0
+		var c int
 		switch {
 		case len(as) == 0:
 			c = 1
