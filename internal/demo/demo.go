@@ -122,8 +122,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil && ctx.Err() == nil {
 		s.showLog()
 	}
-	if ctx.Err() != nil && !o.Auto {
-		return nil
+	if ctx.Err() != nil && !o.Auto && errors.Is(err, context.Canceled) {
+		return nil // the way to end it
 	}
 	return err
 }
