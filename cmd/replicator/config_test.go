@@ -92,6 +92,15 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
+// TestShippedFiles loads the configuration that the compose file mounts.
+func TestShippedFiles(t *testing.T) {
+	env := fakeEnv("SOURCE_DATABASE_URL=postgres://a/x", "TARGET_DATABASE_URL=postgres://b/x", "SOURCE_REDIS_URL=redis://a", "TARGET_REDIS_URL=redis://b",
+		"HOOK_SECRET=s", "REPLICATOR_TOKEN=t")
+	if _, err := loadConfig("../../deploy/compose/replicator.yml", env); err != nil {
+		t.Error(err)
+	}
+}
+
 const exampleFile = "../../docs/replicator.example.yml"
 
 // TestExampleIsTheDefaults loads the annotated example and compares every value in it, other than the required ones, with the
@@ -146,9 +155,9 @@ func TestFromEnvironment(t *testing.T) {
 		cfg.Log.Format != "json" || cfg.Admin.Tokens.Operator.Reveal() != "t" || cfg.Cutover.FreezeBudget != 30*time.Second {
 		t.Errorf("got %+v", cfg)
 	}
-	_, err = loadConfig("", fakeEnv("SOURCE_DATABASE_URL=postgres://a/x", "REPLICATOR_CAPTURE=magic", "SOURCE_REDIS_URL=http://x", "TARGET_REDIS_URL=redis://x"))
+	_, err = loadConfig("", fakeEnv("SOURCE_DATABASE_URL=postgres://a/x", "REPLICATOR_CAPTURE=magic", "TARGET_DATABASE_URL=host=b", "SOURCE_REDIS_URL=http://x", "TARGET_REDIS_URL=redis://x"))
 	want := `REPLICATOR_CAPTURE: "magic" is not known here: use auto, logical or trigger
-TARGET_DATABASE_URL: missing: give a URL such as postgres://USER:PASSWORD@HOST:PORT/DATABASE
+TARGET_DATABASE_URL: not a URL: write postgres://USER:PASSWORD@HOST:PORT/DATABASE
 SOURCE_REDIS_URL: begins with "http:": use redis:// or rediss://`
 	if err == nil || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)

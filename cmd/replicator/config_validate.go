@@ -162,6 +162,8 @@ func (v *validation) endpoint(path string, e Endpoint, schemes []string) {
 	} else if u, err := url.Parse(e.URL.Reveal()); err != nil {
 		// The parser's error would show the password.
 		v.add(path+".url", "not a valid URL: write %s://USER:PASSWORD@HOST:PORT/DATABASE, with special characters in the password percent-encoded", schemes[0])
+	} else if u.Scheme == "" {
+		v.add(path+".url", "not a URL: write %s://USER:PASSWORD@HOST:PORT/DATABASE", schemes[0])
 	} else if !slices.Contains(schemes, u.Scheme) {
 		v.add(path+".url", "begins with %q: use %s", u.Scheme+":", strings.Join(schemes, ":// or ")+"://")
 	}

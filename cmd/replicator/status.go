@@ -134,7 +134,7 @@ func waiting(w io.Writer, pair, what string) {
 }
 
 func eta(p admin.PostgresStatus) string {
-	if p.Copy.ETASeconds == nil {
+	if p.Copy.ETASeconds == nil || *p.Copy.ETASeconds <= 0 {
 		return ""
 	}
 	return ", about " + seconds(p.Copy.ETASeconds) + " to go"
