@@ -37,6 +37,54 @@ func (r *run) both(ctx context.Context, src, dst *side) {
 		r.ok(target, "collation", "both databases sort by %s", src.collate)
 	}
 	r.extensions(ctx, src, dst)
+	r.roles(ctx, src, dst)
+}
+
+const (
+	readPolicyRoles = `SELECT DISTINCT r.rolname::text FROM pg_policy p CROSS JOIN unnest(p.polroles) o JOIN pg_roles r ON r.oid = o ORDER BY 1`
+	readMissing     = `SELECT n FROM unnest($1::text[]) n WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = n)`
+	readMappings    = `SELECT DISTINCT srvname::text FROM pg_user_mappings ORDER BY 1`
+	readPowerful    = `SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'rds_superuser' AND pg_has_role(current_user, oid, 'MEMBER'))`
+	readTriggers    = `SELECT t.evtname::text FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtfoid JOIN pg_namespace n ON n.oid = p.pronamespace WHERE ` + applicationSchema + `
+  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = t.oid AND d.deptype = 'e') ORDER BY 1`
+)
+
+// roles looks whether the target has the roles and rights that parts of the source's schema need.
+func (r *run) roles(ctx context.Context, src, dst *side) {
+	needed, err := column(ctx, src, readPolicyRoles)
+	if err != nil {
+		r.broke(source, "policy-roles", err)
+		return
+	}
+	switch missing, err := column(ctx, dst, readMissing, needed); {
+	case err != nil:
+		r.broke(target, "policy-roles", err)
+	case len(missing) > 0:
+		r.fail(target, "policy-roles", "CREATE ROLE … on the target for each", "row security policies name roles that the target lacks: %s", names(missing))
+	default:
+		r.ok(target, "policy-roles", "the target has every role that a row security policy names")
+	}
+	switch servers, err := column(ctx, src, readMappings); {
+	case err != nil:
+		r.broke(source, "user-mappings", err)
+	case len(servers) > 0:
+		r.warn(source, "user-mappings", "CREATE USER MAPPING on the target for its own roles, if foreign tables are used", "user mappings hold passwords and aren't carried over; there are some for the foreign servers %s", names(servers))
+	default:
+		r.ok(source, "user-mappings", "there are no user mappings")
+	}
+	triggers, err := column(ctx, src, readTriggers)
+	var powerful bool
+	if err == nil {
+		err = dst.conn.QueryRow(ctx, readPowerful).Scan(&powerful)
+	}
+	switch {
+	case err != nil:
+		r.broke(target, "event-triggers", err)
+	case len(triggers) > 0 && !powerful && !dst.superuser:
+		r.fail(target, "event-triggers", "connect to the target as a superuser or a member of rds_superuser, or drop them on the source", "role %s may not make the source's event triggers: %s", dst.user, names(triggers))
+	default:
+		r.ok(target, "event-triggers", "the source has %d event triggers, and the target's role may make them", len(triggers))
+	}
 }
 
 type extension struct {

@@ -172,7 +172,6 @@ func TestObstaclesOnTheSource(t *testing.T) {
 		{"nothing", "", []string{"source/tables=error"}},
 		{"large object", "CREATE TABLE public.t (id integer PRIMARY KEY); SELECT lo_create(0)", []string{"source/large-objects=error"}},
 		{"left out", "CREATE TABLE public.left_out (id integer PRIMARY KEY); CREATE TABLE public.t (id integer PRIMARY KEY REFERENCES public.left_out)", []string{"source/foreign-key-left-out=error"}},
-		{"event trigger", "CREATE TABLE public.t (id integer PRIMARY KEY); CREATE FUNCTION public.e() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; CREATE EVENT TRIGGER e ON sql_drop EXECUTE FUNCTION public.e()", []string{"source/event-triggers=warning"}},
 		{"deferrable", "CREATE TABLE public.t (id integer PRIMARY KEY DEFERRABLE)", []string{"source/no-key=warning"}},
 		{"publication", "CREATE TABLE public.t (id integer PRIMARY KEY); CREATE PUBLICATION replicator_probe_main", []string{"source/publication=error", "source/capture=error"}},
 	} {

@@ -189,16 +189,6 @@ func (r *run) leftOut(ctx context.Context, s *side, oids []uint32) {
 	default:
 		r.ok(s.name, "large-objects", "there are no large objects")
 	}
-	triggers, err := column(ctx, s, "SELECT evtname::text FROM pg_event_trigger t JOIN pg_proc p ON p.oid = t.evtfoid JOIN pg_namespace n ON n.oid = p.pronamespace WHERE "+applicationSchema+
-		" AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = t.oid AND d.deptype = 'e') ORDER BY 1")
-	switch {
-	case err != nil:
-		r.broke(s.name, "event-triggers", err)
-	case len(triggers) > 0:
-		r.warn(s.name, "event-triggers", "the target's role must be allowed to make event triggers (a superuser, or rds_superuser), or drop them on the source", "the database has event triggers: %s", names(triggers))
-	default:
-		r.ok(s.name, "event-triggers", "there are no event triggers")
-	}
 	r.leftBehind(ctx, s, oids)
 }
 

@@ -77,3 +77,20 @@ func TestTLSSettingsReachTheClient(t *testing.T) {
 		}
 	}
 }
+
+// User mappings hold passwords, which must not get into the plan that is kept on the target.
+func TestUserMappingsStayBehind(t *testing.T) {
+	source := pgtest.Shared(t).Database(t)
+	pgtest.Exec(t, source, `CREATE EXTENSION postgres_fdw; CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host 'h');
+		CREATE USER MAPPING FOR postgres SERVER far OPTIONS (password 's3cret'); CREATE FOREIGN TABLE public.f (i integer) SERVER far`)
+	entries := mustDump(t, source, 15)
+	for _, e := range entries {
+		if strings.Contains(e.SQL, "s3cret") {
+			t.Errorf("%s holds a password", e)
+		}
+	}
+	skipped, err := Unreplicated(testContext(t), connect(t, source), Filter{})
+	if err != nil || len(skipped) != 1 || skipped[0].Reason != "foreign table" {
+		t.Errorf("%v, %v", skipped, err)
+	}
+}

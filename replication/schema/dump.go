@@ -181,6 +181,8 @@ func ours(e Entry) bool {
 	case "COMMENT":
 		return len(t) > 3 && t[2] == "TRIGGER" && strings.HasPrefix(unquoteIdent(t[3]), "replicator_") ||
 			len(t) > 3 && t[2] == "SCHEMA" && platformSchema(t[3])
+	case "USER MAPPING": // holds a password, and names a role that the target need not have
+		return true
 	case "PUBLICATION", "PUBLICATION TABLE", "PUBLICATION TABLES IN SCHEMA", "SUBSCRIPTION", "STATISTICS DATA":
 		return true
 	}
