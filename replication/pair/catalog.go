@@ -10,7 +10,6 @@ import (
 
 	"replicator/internal/preflight"
 	"replicator/replication"
-	"replicator/replication/logical"
 	"replicator/replication/schema"
 	"replicator/replication/state"
 )
@@ -74,8 +73,8 @@ func (p *Pair) join(ctx context.Context) error {
 			published = append(published, t.Name)
 		}
 	}
-	if err := logical.EnsurePublication(ctx, p.source.pool, p.publication(false), published); err != nil {
-		return fmt.Errorf("source: %w", err)
+	if err := p.capture(false).extend(ctx, published); err != nil {
+		return err
 	}
 	return p.stored.AddCopies(ctx, names)
 }

@@ -11,7 +11,6 @@ import (
 	"replicator/internal/preflight"
 	"replicator/replication"
 	"replicator/replication/gate"
-	"replicator/replication/logical"
 	"replicator/replication/schema"
 	"replicator/replication/state"
 )
@@ -20,7 +19,7 @@ import (
 type freeze struct {
 	reverse bool
 	token   string
-	fence   uint64
+	fence   replication.Position
 	catalog schema.Fingerprint
 	sealed  bool
 }
@@ -30,8 +29,6 @@ func newToken() string {
 	_, _ = rand.Read(b) // never fails ("crypto/rand": the program ends instead)
 	return hex.EncodeToString(b)
 }
-
-func positionOf(s string) replication.Position { return replication.Position(s) }
 
 // finding builds a finding of this pair.
 func (p *Pair) finding(code string, sev preflight.Severity, side, message, hint string) preflight.Finding {
@@ -47,7 +44,7 @@ func (p *Pair) Check(ctx context.Context, reverse bool) []preflight.Finding {
 		return []preflight.Finding{p.finding("not-ready", preflight.Error, "", err.Error(), "wait until the pair streams: replicator wait phase=streaming")}
 	}
 	var out []preflight.Finding
-	s := p.Status()
+	s := p.lagKnown(ctx)
 	wanted := Streaming
 	if reverse {
 		wanted = Reversed
@@ -78,6 +75,25 @@ func (p *Pair) Check(ctx context.Context, reverse bool) []preflight.Finding {
 		}
 	}
 	return out
+}
+
+// lagKnown returns the status as soon as the lag is known, which takes a moment after a stream's start, or as it is after a few seconds.
+func (p *Pair) lagKnown(ctx context.Context) Status {
+	ctx, cancel := context.WithTimeout(ctx, 8*time.Second)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		s := p.Status()
+		if s.LagSeconds != nil {
+			return s
+		}
+		select {
+		case <-ctx.Done():
+			return s
+		case <-tick.C:
+		}
+	}
 }
 
 // checkSide looks at what a side needs for the stream that will flow from or to it after the switch.
@@ -147,7 +163,7 @@ func (p *Pair) Prepare(ctx context.Context, reverse bool) error {
 	if err != nil {
 		return err
 	}
-	if err := p.capture(ctx, !reverse, there); err != nil {
+	if err := p.begin(ctx, !reverse, there); err != nil {
 		return err
 	}
 	if reverse {
@@ -245,13 +261,12 @@ func (p *Pair) Fence(ctx context.Context, reverse bool) error {
 	if err != nil {
 		return err
 	}
-	origin, _ := p.ends(reverse)
-	lsn, err := state.Beat(ctx, origin.pool, "fence")
+	fence, err := p.capture(reverse).beat(ctx, "fence")
 	if err != nil {
-		return fmt.Errorf("%s: %w", origin.name, err)
+		return err
 	}
 	p.mu.Lock()
-	f.fence = lsn
+	f.fence = fence
 	p.mu.Unlock()
 	return nil
 }
@@ -266,7 +281,7 @@ func (p *Pair) Drain(ctx context.Context, reverse bool) error {
 	p.mu.Lock()
 	fence, running := f.fence, p.want == want(reverse)
 	p.mu.Unlock()
-	if fence == 0 {
+	if fence == "" {
 		return errors.New("drain: no fence was set")
 	}
 	if running {
@@ -307,28 +322,28 @@ func (p *Pair) Arm(ctx context.Context, reverse bool) error {
 	if _, err := p.frozen(reverse); err != nil {
 		return err
 	}
-	origin, destination := p.ends(reverse)
+	origin, _ := p.ends(reverse)
 	p.mu.Lock()
 	armed := p.want == want(!reverse)
 	p.mu.Unlock()
 	if !armed {
 		// Everything that the stream forth has written lies below this place; from here on the application's own writes follow.
-		lsn, err := state.Beat(ctx, destination.pool, "arm")
+		start, err := p.capture(!reverse).beat(ctx, "arm")
 		if err != nil {
-			return fmt.Errorf("%s: %w", destination.name, err)
+			return err
 		}
-		if err := state.StartPosition(ctx, origin.pool, p.id, replication.Direction(!reverse), logical.FormatPosition(lsn)); err != nil {
+		if err := state.StartPosition(ctx, origin.pool, p.id, replication.Direction(!reverse), start); err != nil {
 			return fmt.Errorf("%s: %w", origin.name, err)
 		}
 		if err := p.setWant(ctx, want(!reverse)); err != nil {
 			return err
 		}
 	}
-	lsn, err := state.Beat(ctx, destination.pool, "round-trip")
+	trip, err := p.capture(!reverse).beat(ctx, "round-trip")
 	if err != nil {
-		return fmt.Errorf("%s: %w", destination.name, err)
+		return err
 	}
-	return p.awaitDurable(ctx, !reverse, lsn)
+	return p.awaitDurable(ctx, !reverse, trip)
 }
 
 // Seal makes the freeze permanent.
@@ -381,18 +396,7 @@ func (p *Pair) Retire(ctx context.Context, reverse bool) error {
 	if err := p.awaitReady(ctx); err != nil {
 		return err
 	}
-	return p.dropCapture(ctx, reverse)
-}
-
-func (p *Pair) dropCapture(ctx context.Context, reverse bool) error {
-	origin, _ := p.ends(reverse)
-	if err := logical.DropSlot(ctx, origin.pool, p.slot(reverse)); err != nil {
-		return fmt.Errorf("%s: %w", origin.name, err)
-	}
-	if err := logical.DropPublication(ctx, origin.pool, p.publication(reverse)); err != nil {
-		return fmt.Errorf("%s: %w", origin.name, err)
-	}
-	return nil
+	return p.capture(reverse).end(ctx)
 }
 
 // Thaw returns to replicating as before an attempt: the way back is taken down, the origin's gate opens, the destination's stays shut,
@@ -432,5 +436,5 @@ func (p *Pair) Thaw(ctx context.Context, reverse bool) error {
 	if err := p.setWant(ctx, want(reverse)); err != nil {
 		return err
 	}
-	return p.dropCapture(ctx, !reverse)
+	return p.capture(!reverse).end(ctx)
 }

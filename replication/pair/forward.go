@@ -74,11 +74,11 @@ func (p *Pair) forward(ctx context.Context) error {
 	if err := p.copyPending(ctx); err != nil {
 		return err
 	}
-	seams, end, err := p.seams(ctx)
+	seams, err := p.seams(ctx)
 	if err != nil {
 		return err
 	}
-	return p.stream(ctx, false, seams, func(ctx context.Context, l *link) error { return p.complete(ctx, l, end, stored) })
+	return p.stream(ctx, false, seams, func(ctx context.Context, l *link) error { return p.complete(ctx, l, stored) })
 }
 
 // Stages of the stored plan.
@@ -189,7 +189,7 @@ func (p *Pair) startCapture(ctx context.Context, _ *state.Pair) error {
 	if err := p.gates(ctx, names); err != nil {
 		return err
 	}
-	if err := p.capture(ctx, false, tables); err != nil {
+	if err := p.begin(ctx, false, tables); err != nil {
 		return err
 	}
 	return p.stored.AddCopies(ctx, names)
@@ -205,12 +205,13 @@ func (p *Pair) adopt(ctx context.Context) error {
 		return retry.Stop(&preflight.Hinted{Code: "slot-missing", Err: fmt.Errorf("replication slot %q, which is to be adopted, is not there", p.o.Adopt),
 			Hint: "name the slot at whose position the target was loaded, or set copy: full"})
 	}
-	there, err := logical.PublicationExists(ctx, p.source.pool, p.publication(false))
+	publication := logicalCapture{p, false}.publication()
+	there, err := logical.PublicationExists(ctx, p.source.pool, publication)
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
 	if !there {
-		return retry.Stop(&preflight.Hinted{Code: "publication-missing", Err: fmt.Errorf("publication %q is not there", p.publication(false)),
+		return retry.Stop(&preflight.Hinted{Code: "publication-missing", Err: fmt.Errorf("publication %q is not there", publication),
 			Hint: "a slot only streams what was published when it was made: create the publication, then the slot, then load the target at the slot's snapshot"})
 	}
 	tables, err := schema.Tables(ctx, p.source.pool, p.o.Filter)
@@ -247,34 +248,18 @@ func (p *Pair) gates(ctx context.Context, names []replication.TableName) error {
 	return nil
 }
 
-// capture makes the publication and a new slot of a direction on its origin and, for the forward one, notes its start. An earlier slot of that name
-// carries nothing that anybody waits for.
-func (p *Pair) capture(ctx context.Context, reverse bool, tables []replication.Table) error {
-	origin, destination := p.ends(reverse)
-	if err := p.identify(ctx, origin, tables); err != nil {
-		return err
-	}
-	name := p.slot(reverse)
-	if err := logical.EnsurePublication(ctx, origin.pool, p.publication(reverse), tableNames(tables)); err != nil {
-		return fmt.Errorf("%s: %w", origin.name, err)
-	}
-	if err := logical.DropSlot(ctx, origin.pool, name); err != nil {
-		return fmt.Errorf("%s: %w", origin.name, err)
-	}
-	bounded, cancel := context.WithTimeout(ctx, slotWait)
-	defer cancel()
-	lsn, err := logical.CreateSlot(bounded, origin.url, p.id, origin.pool, name, p.waiting)
+// begin puts a direction's capture in place and, where it is the one that flows now, notes its start.
+func (p *Pair) begin(ctx context.Context, reverse bool, tables []replication.Table) error {
+	_, destination := p.ends(reverse)
+	position, err := p.capture(reverse).begin(ctx, tables)
 	if err != nil {
-		return fmt.Errorf("%s: %w", origin.name, err)
+		return err
 	}
 	if reverse != p.isActive() {
 		return nil // its start is noted when it is armed
 	}
-	return state.StartPosition(ctx, destination.pool, p.id, replication.Direction(reverse), logical.FormatPosition(lsn))
+	return state.StartPosition(ctx, destination.pool, p.id, replication.Direction(reverse), position)
 }
-
-// slotWait bounds the wait for open transactions while a slot is made; it is tried again afterwards.
-const slotWait = 10 * time.Minute
 
 func (p *Pair) isActive() bool {
 	p.mu.Lock()
@@ -385,39 +370,39 @@ func (p *Pair) copyPending(ctx context.Context) error {
 	}, pending)
 }
 
-// seams reads where each table's copy and the stream meet, and the highest such place.
-func (p *Pair) seams(ctx context.Context) (map[replication.TableName]replication.Seam, uint64, error) {
+// seams reads where each table's copy and the stream meet.
+func (p *Pair) seams(ctx context.Context) (map[replication.TableName]replication.Seam, error) {
 	copies, err := p.stored.Copies(ctx)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	out := make(map[replication.TableName]replication.Seam, len(copies))
-	var end uint64
 	for _, c := range copies {
 		s, err := replication.ParseSnapshot(c.Snapshot)
 		if err != nil {
-			return nil, 0, fmt.Errorf("seam of %s: %w", c.Table, err)
+			return nil, fmt.Errorf("seam of %s: %w", c.Table, err)
 		}
 		lsn, err := pglogrepl.ParseLSN(c.LSN)
 		if err != nil {
-			return nil, 0, fmt.Errorf("seam of %s: %w", c.Table, err)
+			return nil, fmt.Errorf("seam of %s: %w", c.Table, err)
 		}
 		out[c.Table] = replication.Seam{Snapshot: s, LSN: uint64(lsn)}
-		end = max(end, uint64(lsn))
 	}
-	return out, end, nil
+	return out, nil
 }
 
-// complete waits beside the running stream until it has passed every seam, then adds what only holds from there on: foreign keys,
-// triggers, rules, materialized views.
-func (p *Pair) complete(ctx context.Context, l *link, end uint64, stored state.Pair) error {
-	if l.durableTo() < end {
-		p.waiting(fmt.Sprintf("the stream passes the copies' last seam at %s", pglogrepl.LSN(end)))
-		if err := l.await(ctx, end); err != nil {
-			return err
-		}
-		p.waiting("")
+// complete waits beside the running stream until it has passed every seam (what has committed by now lies beyond them all), then adds
+// what only holds from there on: foreign keys, triggers, rules, materialized views.
+func (p *Pair) complete(ctx context.Context, l *link, stored state.Pair) error {
+	now, err := l.capture.beat(ctx, "seams")
+	if err != nil {
+		return err
 	}
+	p.doing("the stream passes the copies' last seam")
+	if err := l.await(ctx, now); err != nil {
+		return err
+	}
+	p.doing("")
 	if stored.Step != state.StepComplete {
 		for _, stage := range []string{stageForeign, stageValidate, stageLast} {
 			if err := p.apply(ctx, stage, 1); err != nil {

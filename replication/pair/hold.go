@@ -5,13 +5,12 @@ import (
 	"fmt"
 
 	"replicator/replication"
-	"replicator/replication/logical"
 )
 
 // hold asks the apply loop to stop exactly at a place of the stream, to do something there, and to go on.
 type hold struct {
 	// at is called while nothing is applied, and returns the place, which lies at or after what has been applied.
-	at func(ctx context.Context) (uint64, error)
+	at func(ctx context.Context) (replication.Position, error)
 	// do is called when the destination has exactly what commits before that place.
 	do   func(ctx context.Context) error
 	done chan error
@@ -20,7 +19,7 @@ type hold struct {
 }
 
 // holdAt runs a hold through the apply loop.
-func (l *link) holdAt(ctx context.Context, at func(context.Context) (uint64, error), do func(context.Context) error) error {
+func (l *link) holdAt(ctx context.Context, at func(context.Context) (replication.Position, error), do func(context.Context) error) error {
 	h := &hold{at: at, do: do, done: make(chan error, 1)}
 	select {
 	case <-ctx.Done():
@@ -36,9 +35,10 @@ func (l *link) hold(ctx context.Context, h *hold, batches <-chan *replication.Ba
 	if err != nil {
 		return err
 	}
+	// A place covers the transactions up to it; one that it doesn't cover lies beyond.
 	beyond := func(p replication.Position) bool {
-		lsn, err := logical.ParsePosition(p)
-		return err != nil || lsn > place
+		covered, err := l.source.Reached(place, p)
+		return err != nil || !covered
 	}
 	l.mu.Lock()
 	l.waiters++
@@ -76,11 +76,9 @@ func (l *link) hold(ctx context.Context, h *hold, batches <-chan *replication.Ba
 		}
 		reached := tail != nil
 		if !reached {
-			lsn, err := logical.ParsePosition(b.Position)
-			if err != nil {
+			if reached, err = l.source.Reached(b.Position, place); err != nil {
 				return err
 			}
-			reached = lsn >= place
 		}
 		if !reached {
 			continue

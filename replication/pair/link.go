@@ -12,7 +12,6 @@ import (
 
 	"replicator/replication"
 	"replicator/replication/apply"
-	"replicator/replication/logical"
 	"replicator/replication/state"
 )
 
@@ -24,12 +23,13 @@ type link struct {
 	p                   *Pair
 	reverse             bool
 	origin, destination *side
-	source              *logical.Source
+	capture             capture
+	source              replication.Source
 	applier             *apply.Applier
 	holds               chan *hold
 
 	mu      sync.Mutex
-	durable uint64
+	durable replication.Position
 	commits []commit // applied, not yet known to be flushed, in order
 	oldest  time.Time
 	waiters int
@@ -55,17 +55,13 @@ func (p *Pair) stream(ctx context.Context, reverse bool, seams map[replication.T
 		return fmt.Errorf("%s: %w", destination.name, err)
 	}
 	defer a.Close(ctx)
-	start, err := logical.ParsePosition(a.Position())
-	if err != nil {
+	c := p.capture(reverse)
+	if err := c.check(ctx, a.Position()); err != nil {
 		return err
 	}
-	if err := logical.CheckSlot(ctx, origin.pool, p.slot(reverse), start); err != nil {
-		return fmt.Errorf("%s: %w", origin.name, err)
-	}
 	l := &link{
-		p: p, reverse: reverse, origin: origin, destination: destination, applier: a,
-		source:  logical.NewSource(logical.Options{URL: origin.url, ID: p.id, Slot: p.slot(reverse), Publication: p.publication(reverse), Seams: seams}),
-		durable: start, holds: make(chan *hold), moved: make(chan struct{}), nudge: make(chan struct{}, 1),
+		p: p, reverse: reverse, origin: origin, destination: destination, applier: a, capture: c, source: c.source(seams),
+		durable: a.Position(), holds: make(chan *hold), moved: make(chan struct{}), nudge: make(chan struct{}, 1),
 	}
 	p.mu.Lock()
 	p.link = l
@@ -247,9 +243,7 @@ func (l *link) flushed(ctx context.Context, force bool) error {
 	}
 	last := l.commits[n-1].position
 	l.commits = append(l.commits[:0], l.commits[n:]...)
-	if l.durable, err = logical.ParsePosition(last); err != nil {
-		return err
-	}
+	l.durable = last
 	l.source.Acknowledge(last)
 	close(l.moved)
 	l.moved = make(chan struct{})
@@ -261,8 +255,8 @@ func (l *link) beat(ctx context.Context) error {
 	tick := time.NewTicker(heartbeatEvery)
 	defer tick.Stop()
 	for {
-		if _, err := state.Beat(ctx, l.origin.pool, "heartbeat"); err != nil {
-			return fmt.Errorf("%s: %w", l.origin.name, err)
+		if _, err := l.capture.beat(ctx, "heartbeat"); err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -278,15 +272,8 @@ func (l *link) awaited() bool {
 	return l.waiters > 0
 }
 
-// durableTo is how far the destination durably has the origin's changes.
-func (l *link) durableTo() uint64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.durable
-}
-
-// await waits until everything below lsn of the origin is durable on the destination.
-func (l *link) await(ctx context.Context, lsn uint64) error {
+// await waits until everything that a position of the origin covers is durable on the destination.
+func (l *link) await(ctx context.Context, position replication.Position) error {
 	l.mu.Lock()
 	l.waiters++
 	l.mu.Unlock()
@@ -299,10 +286,11 @@ func (l *link) await(ctx context.Context, lsn uint64) error {
 	defer tick.Stop()
 	for {
 		l.mu.Lock()
-		reached, moved := l.durable >= lsn, l.moved
+		durable, moved := l.durable, l.moved
 		l.mu.Unlock()
-		if reached {
-			return nil
+		reached, err := l.source.Reached(durable, position)
+		if err != nil || reached {
+			return err
 		}
 		select {
 		case l.nudge <- struct{}{}:
@@ -310,7 +298,7 @@ func (l *link) await(ctx context.Context, lsn uint64) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait until %s has everything up to %s (it has up to %s): %w", l.destination.name, logical.FormatPosition(lsn), logical.FormatPosition(l.durableTo()), ctx.Err())
+			return fmt.Errorf("wait until %s has everything up to %s (it has up to %s): %w", l.destination.name, position, durable, ctx.Err())
 		case <-moved:
 		case <-tick.C:
 		}
@@ -343,15 +331,15 @@ func (p *Pair) running(ctx context.Context, reverse bool) (*link, error) {
 	}
 }
 
-// awaitDurable waits, across restarts of the stream, until everything below lsn is durable on the destination.
-func (p *Pair) awaitDurable(ctx context.Context, reverse bool, lsn uint64) error {
+// awaitDurable waits, across restarts of the stream, until everything that the position covers is durable on the destination.
+func (p *Pair) awaitDurable(ctx context.Context, reverse bool, position replication.Position) error {
 	for {
 		l, err := p.running(ctx, reverse)
 		if err != nil {
 			return err
 		}
 		attempt, cancel := context.WithTimeout(ctx, time.Second)
-		err = l.await(attempt, lsn)
+		err = l.await(attempt, position)
 		cancel()
 		if err == nil {
 			return nil

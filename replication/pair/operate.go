@@ -20,12 +20,11 @@ func (p *Pair) CaughtUp(ctx context.Context) error {
 		if _, err := p.running(ctx, reverse); err != nil {
 			return err
 		}
-		origin, _ := p.ends(reverse)
-		lsn, err := state.Beat(ctx, origin.pool, "caught-up")
+		now, err := p.capture(reverse).beat(ctx, "caught-up")
 		if err != nil {
-			return fmt.Errorf("%s: %w", origin.name, err)
+			return err
 		}
-		err = p.awaitDurable(ctx, reverse, lsn)
+		err = p.awaitDurable(ctx, reverse, now)
 		if p.isActive() == reverse || ctx.Err() != nil {
 			return err
 		}
@@ -127,7 +126,7 @@ func (p *Pair) Finish(ctx context.Context) error {
 		return err
 	}
 	for _, reverse := range []bool{false, true} {
-		if err := p.dropCapture(ctx, reverse); err != nil {
+		if err := p.capture(reverse).end(ctx); err != nil {
 			return err
 		}
 	}

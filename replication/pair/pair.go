@@ -132,25 +132,6 @@ func (p *Pair) ends(reverse bool) (origin, destination *side) {
 	return p.source, p.target
 }
 
-// slot names the slot of a direction, which stands on its origin.
-func (p *Pair) slot(reverse bool) string {
-	if reverse {
-		return p.id.ObjectName("reverse")
-	}
-	if p.o.Adopt != "" {
-		return p.o.Adopt
-	}
-	return p.id.ObjectName("")
-}
-
-// publication names the publication of a direction, which stands on its origin.
-func (p *Pair) publication(reverse bool) string {
-	if reverse {
-		return p.id.ObjectName("reverse")
-	}
-	return p.id.ObjectName("")
-}
-
 // Run opens both sides and keeps the pair moving in the given direction until ctx ends. It returns earlier only where another process
 // has taken the lead.
 func (p *Pair) Run(ctx context.Context, reverse bool) error {

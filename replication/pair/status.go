@@ -75,9 +75,6 @@ func (p *Pair) Status() Status {
 		seconds := time.Since(c.began).Seconds()
 		eta, rate := seconds*left, float64(c.moved)/seconds
 		s.CopyETA, s.CopyRate, s.CopyExpected = &eta, &rate, &c.expect
-	} else if s.Phase != Starting && s.Phase != Copying {
-		zero := 0.0
-		s.CopyETA = &zero
 	}
 	switch {
 	case p.freeze != nil:
@@ -88,12 +85,7 @@ func (p *Pair) Status() Status {
 	bytes, seconds := p.lag.read(p.link)
 	s.LagBytes, s.LagSeconds, s.RetainedBytes = bytes, seconds, p.lag.retained
 	s.Applied = p.applied.Load()
-	if p.lag.last.lsn > 0 {
-		s.OriginPosition = string(logical.FormatPosition(p.lag.last.lsn))
-	}
-	if p.lag.durable > 0 {
-		s.DurablePosition = string(logical.FormatPosition(p.lag.durable))
-	}
+	s.OriginPosition, s.DurablePosition = string(p.lag.last.position), string(p.lag.durable)
 	if s.failure != nil {
 		s.Problems = append(s.Problems, *s.failure)
 	}
@@ -123,18 +115,19 @@ func (p *Pair) reading() metrics.PostgresReading {
 	return r
 }
 
-// lagSamples are observations of the origin's write-ahead log, one a second, by which lag is known even while no stream runs.
+// lagSamples are observations of the origin, one a second, by which lag is known even while no stream runs.
 type lagSamples struct {
 	samples  []lagSample // oldest first; those that are durable on the destination are dropped
 	last     lagSample
-	durable  uint64
+	durable  replication.Position
+	reached  func(p, q replication.Position) (bool, error)
 	offset   time.Duration // origin's clock minus ours
 	retained *int64
 }
 
 type lagSample struct {
-	lsn uint64
-	at  time.Time // by our clock
+	position replication.Position
+	at       time.Time // by our clock
 }
 
 // sampleAge is the age under which a sample alone doesn't count as lag: the stream needs a moment to say that nothing of ours lay
@@ -150,7 +143,7 @@ func (g *lagSamples) read(l *link) (bytes *int64, seconds *float64) {
 	var age time.Duration
 	if l != nil {
 		l.mu.Lock()
-		g.durable = max(g.durable, l.durable)
+		g.durable, g.reached = l.durable, l.source.Reached
 		oldest := l.oldest
 		if len(l.commits) > 0 && !l.commits[0].oldest.IsZero() {
 			oldest = l.commits[0].oldest
@@ -160,7 +153,10 @@ func (g *lagSamples) read(l *link) (bytes *int64, seconds *float64) {
 			age = max(now.Add(g.offset).Sub(oldest), 0)
 		}
 	}
-	for len(g.samples) > 0 && g.samples[0].lsn <= g.durable {
+	for len(g.samples) > 0 && g.reached != nil {
+		if ok, err := g.reached(g.durable, g.samples[0].position); err != nil || !ok {
+			break
+		}
 		g.samples = g.samples[1:]
 	}
 	if len(g.samples) > 0 {
@@ -168,12 +164,22 @@ func (g *lagSamples) read(l *link) (bytes *int64, seconds *float64) {
 			age = max(age, a)
 		}
 	}
-	if g.last.at.IsZero() || g.durable == 0 || (now.Sub(g.last.at) > unknownAfter && len(g.samples) == 0) {
+	if g.last.at.IsZero() || g.durable == "" || (now.Sub(g.last.at) > unknownAfter && len(g.samples) == 0) {
 		return nil, nil
 	}
-	b := max(int64(g.last.lsn)-int64(g.durable), 0)
 	s := age.Seconds()
-	return &b, &s
+	return g.bytes(), &s
+}
+
+// bytes is the distance of positions that are places in the write-ahead log; nil for others.
+func (g *lagSamples) bytes() *int64 {
+	a, errA := logical.ParsePosition(g.last.position)
+	b, errB := logical.ParsePosition(g.durable)
+	if errA != nil || errB != nil {
+		return nil
+	}
+	d := max(int64(a)-int64(b), 0)
+	return &d
 }
 
 // sample observes the origin until ctx ends.
@@ -186,46 +192,32 @@ func (p *Pair) sample(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		reverse := p.isActive()
-		origin, _ := p.ends(reverse)
 		bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
-		p.observe(bounded, origin, reverse)
+		p.observe(bounded, p.capture(p.isActive()))
 		cancel()
 	}
 }
 
-func (p *Pair) observe(ctx context.Context, origin *side, reverse bool) {
-	var text string
-	var at time.Time
+func (p *Pair) observe(ctx context.Context, c capture) {
 	began := time.Now()
-	if err := origin.pool.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text, clock_timestamp()`).Scan(&text, &at); err != nil {
+	o, err := c.observe(ctx)
+	if err != nil {
 		return // the stream itself reports that the server can't be reached; the lag becomes unknown
 	}
 	ended := time.Now()
-	slot, err := logical.ReadSlot(ctx, origin.pool, p.slot(reverse))
-	if err != nil {
-		return
-	}
-	lsn, err := logical.ParsePosition(positionOf(text))
-	if err != nil {
-		return
-	}
-	if slot != nil && p.o.RetainedLimit > 0 && slot.Retained > p.o.RetainedLimit {
-		p.log.Error("the slot holds back more write-ahead log than the guard allows; it is given up for the origin's sake", "slot", slot.Name, "retained_bytes", slot.Retained, "limit_bytes", p.o.RetainedLimit)
-		if err := logical.DropSlot(ctx, origin.pool, slot.Name); err != nil {
-			p.log.Error("giving up the slot", "error", err)
+	if o.retained != nil && p.o.RetainedLimit > 0 && *o.retained > p.o.RetainedLimit {
+		p.log.Error("the origin retains more for the capture than the guard allows; it is given up for the origin's sake", "retained_bytes", *o.retained, "limit_bytes", p.o.RetainedLimit)
+		if err := c.relieve(ctx); err != nil {
+			p.log.Error("giving up what the origin retains", "error", err)
 		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	g := &p.lag
-	g.offset = at.Sub(began.Add(ended.Sub(began) / 2))
-	g.last = lagSample{lsn: lsn, at: ended}
-	if len(g.samples) < 3600 && (len(g.samples) == 0 || g.samples[len(g.samples)-1].lsn < lsn) {
+	g.offset = o.at.Sub(began.Add(ended.Sub(began) / 2))
+	g.last = lagSample{position: o.position, at: ended}
+	if len(g.samples) < 3600 && (len(g.samples) == 0 || g.samples[len(g.samples)-1].position != o.position) {
 		g.samples = append(g.samples, g.last)
 	}
-	g.retained = nil
-	if slot != nil {
-		g.retained = &slot.Retained
-	}
+	g.retained = o.retained
 }

@@ -2,22 +2,16 @@ package pair
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"replicator/internal/postgres"
 	"replicator/replication"
-	"replicator/replication/logical"
 	"replicator/replication/schema"
 	"replicator/replication/verify"
 )
-
-// verifyHold bounds how long the stream may stand still while both sides' snapshots are taken.
-const verifyHold = 20 * time.Second
 
 // Verify compares all tables while the origin is frozen and drained, and returns the number of differences.
 func (p *Pair) Verify(ctx context.Context, reverse bool) (int, error) {
@@ -47,8 +41,8 @@ func (p *Pair) Verify(ctx context.Context, reverse bool) (int, error) {
 	return report.Mismatches, nil
 }
 
-// VerifyNow compares both sides while the application writes, exactly: a temporary slot exports a snapshot of the origin whose place in
-// the stream is known; the stream is held at that place until the destination's snapshot is taken, and goes on while the
+// VerifyNow compares both sides while the application writes, exactly: the capture takes a snapshot of the origin whose place in the
+// stream is known; the stream is held at that place until the destination's snapshot is taken, and goes on while the
 // contents are compared. Only the named tables, all if none is named.
 //
 // A snapshot doesn't protect against TRUNCATE, nor against ALTER TABLE that rewrites ("Caveats" of concurrency control): a table that
@@ -84,35 +78,21 @@ func (p *Pair) verifyOnce(ctx context.Context, only []replication.TableName) (ve
 		return verify.Report{}, err
 	}
 	reverse := p.isActive()
-	origin, destination := p.ends(reverse)
+	_, destination := p.ends(reverse)
 	l, err := p.running(ctx, reverse)
 	if err != nil {
 		return verify.Report{}, fmt.Errorf("verify: %w", err)
 	}
-	var a, b *exported
-	defer func() { a.close(ctx); b.close(ctx) }()
-	holding, cancel := context.WithTimeout(ctx, verifyHold)
-	defer cancel()
-	err = l.holdAt(holding, func(loop context.Context) (uint64, error) {
-		bounded, cancel := context.WithTimeout(loop, verifyHold)
-		defer cancel()
-		e, err := logical.ExportSnapshot(bounded, origin.url, p.id, origin.pool, p.id.ObjectName("verify"), p.waiting)
-		if err != nil {
-			return 0, fmt.Errorf("%s: %w", origin.name, err)
-		}
-		a = &exported{side: origin, name: e.Snapshot, end: e.Close}
-		return e.LSN, nil
-	}, func(loop context.Context) error {
-		var err error
+	var b *exported
+	defer func() { b.close(ctx) }()
+	a, err := l.capture.align(ctx, l, func(loop context.Context) (err error) {
 		b, err = p.export(loop, destination)
 		return err
 	})
 	if err != nil {
 		return verify.Report{}, fmt.Errorf("verify: hold the stream: %w", err)
 	}
-	if a == nil || b == nil {
-		return verify.Report{}, errors.New("verify: the stream ended meanwhile; try again")
-	}
+	defer a.close(ctx)
 	return p.compare(ctx, a, b, only)
 }
 

@@ -1,0 +1,179 @@
+package pair
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"replicator/replication"
+	"replicator/replication/logical"
+	"replicator/replication/state"
+)
+
+// capture is how the changes of one direction are learned on its origin. All methods are idempotent.
+type capture interface {
+	// name is logical or trigger, reason why it was taken.
+	name() string
+	// begin puts the capture in place for these tables, in place of any earlier one, which nobody waits for. From its return on no change
+	// is lost; it returns the position from which to stream.
+	begin(ctx context.Context, tables []replication.Table) (replication.Position, error)
+	// extend takes in tables beside those that are captured already; tables lists all of them.
+	extend(ctx context.Context, tables []replication.TableName) error
+	// check tells whether streaming from the destination's stored position loses nothing.
+	check(ctx context.Context, stored replication.Position) error
+	// source returns a source; seams are the tables' copies.
+	source(seams map[replication.TableName]replication.Seam) replication.Source
+	// beat writes a row of ours with a token, and returns a position that covers everything that had committed when it was called.
+	beat(ctx context.Context, token string) (replication.Position, error)
+	// observe reads how far the origin is.
+	observe(ctx context.Context) (observation, error)
+	// relieve gives up what the origin retains: the pair has to be copied anew afterwards.
+	relieve(ctx context.Context) error
+	// align takes a snapshot of the origin and, through l, calls destination while the destination has exactly what that snapshot sees.
+	align(ctx context.Context, l *link, destination func(context.Context) error) (*exported, error)
+	// end removes the capture.
+	end(ctx context.Context) error
+}
+
+// observation is how far an origin is at a moment.
+type observation struct {
+	position replication.Position
+	// at is the origin's clock.
+	at time.Time
+	// retained is what the origin keeps on disk for us, in bytes; nil if nothing can be said.
+	retained *int64
+}
+
+// logicalCapture reads a replication slot.
+type logicalCapture struct {
+	p       *Pair
+	reverse bool
+}
+
+// capture returns the capture of a direction.
+func (p *Pair) capture(reverse bool) capture { return logicalCapture{p, reverse} }
+
+func (c logicalCapture) name() string { return "logical" }
+
+func (c logicalCapture) origin() *side {
+	origin, _ := c.p.ends(c.reverse)
+	return origin
+}
+
+// slot names the slot, which stands on the origin.
+func (c logicalCapture) slot() string {
+	if !c.reverse && c.p.o.Adopt != "" {
+		return c.p.o.Adopt
+	}
+	return c.publication()
+}
+
+// publication names the publication, which stands on the origin.
+func (c logicalCapture) publication() string {
+	if c.reverse {
+		return c.p.id.ObjectName("reverse")
+	}
+	return c.p.id.ObjectName("")
+}
+
+func (c logicalCapture) errorf(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", c.origin().name, err)
+}
+
+// slotWait bounds the wait for open transactions while a slot is made; it is tried again afterwards.
+const slotWait = 10 * time.Minute
+
+func (c logicalCapture) begin(ctx context.Context, tables []replication.Table) (replication.Position, error) {
+	o := c.origin()
+	if err := c.p.identify(ctx, o, tables); err != nil {
+		return "", err
+	}
+	if err := c.extend(ctx, tableNames(tables)); err != nil {
+		return "", err
+	}
+	if err := logical.DropSlot(ctx, o.pool, c.slot()); err != nil {
+		return "", c.errorf(err)
+	}
+	bounded, cancel := context.WithTimeout(ctx, slotWait)
+	defer cancel()
+	lsn, err := logical.CreateSlot(bounded, o.url, c.p.id, o.pool, c.slot(), c.p.waiting)
+	return logical.FormatPosition(lsn), c.errorf(err)
+}
+
+func (c logicalCapture) extend(ctx context.Context, tables []replication.TableName) error {
+	return c.errorf(logical.EnsurePublication(ctx, c.origin().pool, c.publication(), tables))
+}
+
+func (c logicalCapture) check(ctx context.Context, stored replication.Position) error {
+	lsn, err := logical.ParsePosition(stored)
+	if err != nil {
+		return err
+	}
+	return c.errorf(logical.CheckSlot(ctx, c.origin().pool, c.slot(), lsn))
+}
+
+func (c logicalCapture) source(seams map[replication.TableName]replication.Seam) replication.Source {
+	return logical.NewSource(logical.Options{URL: c.origin().url, ID: c.p.id, Slot: c.slot(), Publication: c.publication(), Seams: seams})
+}
+
+func (c logicalCapture) beat(ctx context.Context, token string) (replication.Position, error) {
+	lsn, err := state.Beat(ctx, c.origin().pool, token)
+	return logical.FormatPosition(lsn), c.errorf(err)
+}
+
+func (c logicalCapture) observe(ctx context.Context) (observation, error) {
+	o := c.origin()
+	var out observation
+	if err := o.pool.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text, clock_timestamp()`).Scan(&out.position, &out.at); err != nil {
+		return out, c.errorf(err)
+	}
+	slot, err := logical.ReadSlot(ctx, o.pool, c.slot())
+	if err != nil {
+		return out, c.errorf(err)
+	}
+	if slot != nil {
+		out.retained = &slot.Retained
+	}
+	return out, nil
+}
+
+func (c logicalCapture) relieve(ctx context.Context) error {
+	return c.errorf(logical.DropSlot(ctx, c.origin().pool, c.slot()))
+}
+
+// alignWait bounds how long the stream may stand still while both sides' snapshots are taken.
+const alignWait = 20 * time.Second
+
+// align uses a temporary slot's snapshot, whose place in the stream is known, and holds the stream there.
+func (c logicalCapture) align(ctx context.Context, l *link, destination func(context.Context) error) (*exported, error) {
+	o := c.origin()
+	var e *exported
+	holding, cancel := context.WithTimeout(ctx, alignWait)
+	defer cancel()
+	err := l.holdAt(holding, func(loop context.Context) (replication.Position, error) {
+		bounded, cancel := context.WithTimeout(loop, alignWait)
+		defer cancel()
+		s, err := logical.ExportSnapshot(bounded, o.url, c.p.id, o.pool, c.p.id.ObjectName("verify"), c.p.waiting)
+		if err != nil {
+			return "", c.errorf(err)
+		}
+		e = &exported{side: o, name: s.Snapshot, end: s.Close}
+		return logical.FormatPosition(s.LSN), nil
+	}, destination)
+	if err != nil {
+		e.close(ctx)
+		return nil, err
+	}
+	return e, nil
+}
+
+func (c logicalCapture) end(ctx context.Context) error {
+	o := c.origin()
+	if err := logical.DropSlot(ctx, o.pool, c.slot()); err != nil {
+		return c.errorf(err)
+	}
+	return c.errorf(logical.DropPublication(ctx, o.pool, c.publication()))
+}
