@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -110,7 +111,7 @@ func (c *Client) call(ctx context.Context, method, path string, body, answer any
 
 // Await polls the status until good says yes. A daemon that doesn't answer, because it is being started again, is waited for.
 func (c *Client) Await(ctx context.Context, good func(Status) bool) (Status, error) {
-	var last error
+	last := errors.New("none")
 	for {
 		s, err := c.Status(ctx)
 		if err == nil && good(s) {
@@ -121,7 +122,7 @@ func (c *Client) Await(ctx context.Context, good func(Status) bool) (Status, err
 		}
 		select {
 		case <-ctx.Done():
-			return s, fmt.Errorf("the daemon's status did not become what is awaited, it is %+v (last error %v): %w", s, last, ctx.Err())
+			return s, fmt.Errorf("the daemon's status did not become what is awaited, it is %+v (last error %w): %w", s, last, ctx.Err())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

@@ -158,7 +158,6 @@ func (c *crasher) drive(ctx context.Context, reverse bool, killAt string) {
 		switch {
 		case mine && cut.Phase == "done":
 			if !killed { // the phase came and went between two looks
-				killed = true
 				c.kill(ctx, fmt.Sprintf("after a %s attempt (meant for %s)", direction, killAt))
 			}
 			c.awaitPairs(ctx, to)
