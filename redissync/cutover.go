@@ -53,10 +53,12 @@ func (p *Pair) Check(ctx context.Context, reverse bool) []preflight.Finding {
 		add("redis-paused", preflight.Error, "", "the copying is paused", "run `replicator resume` first")
 	}
 	f.mu.Lock()
-	ready, info := f.reconciled && len(f.holds) == 0 && f.feed != nil, f.originInfo
+	ready, gaps, info := f.reconciled && f.feed != nil, len(f.holds), f.originInfo
 	f.mu.Unlock()
 	if !ready {
-		add("redis-not-caught-up", preflight.Error, "", "the first copy or a reconcile after a gap isn't complete", "wait with: replicator wait caught-up")
+		add("redis-not-caught-up", preflight.Error, "", "the first copy isn't complete, or the "+origin.name+" can't be listened to at the moment", "wait with: replicator wait caught-up")
+	} else if gaps > 0 {
+		add("redis-reconciling", preflight.Info, "", "both sides are being reconciled after a gap; the freeze waits for that", "")
 	}
 	if info.version != 0 && info.version < 60200 {
 		add("redis-pause-missing", preflight.Error, origin.name, "CLIENT PAUSE … WRITE needs Redis 6.2; the "+origin.name+" is "+info.version.String(), "upgrade the server, or stop all writers by a hook before the freeze")
@@ -420,6 +422,7 @@ func (p *Pair) turn(ctx context.Context, f, o *flow, reverse bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.active, p.opposite = o, nil
+	p.turned = &o.reverse
 	if p.paused {
 		o.gate.forbid(shutPaused)
 	}

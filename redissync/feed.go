@@ -45,7 +45,7 @@ func openFeed(ctx context.Context, e endpoint, name string, notifications bool) 
 		return nil, err
 	}
 	f := &feed{link: l, pongs: map[string]chan struct{}{}}
-	stop := l.bound(ctx, ioTimeout)
+	stop := l.bound(ctx)
 	defer stop()
 	if err := f.subscribe(notifications); err != nil {
 		l.close()
@@ -89,7 +89,6 @@ func (f *feed) listen(ctx context.Context, h feedHandler) error {
 	stop := context.AfterFunc(ctx, f.close)
 	defer stop()
 	defer f.close()
-	f.link.conn.SetReadDeadline(time.Now().Add(unheard))
 	for {
 		v, err := f.link.in.read()
 		if err != nil {
@@ -102,7 +101,6 @@ func (f *feed) listen(ctx context.Context, h feedHandler) error {
 			if err := v.err(); err != nil {
 				return fmt.Errorf("read the feed: %w", err)
 			}
-			f.link.conn.SetReadDeadline(time.Now().Add(unheard))
 			f.pong(v.str)
 			continue
 		}
@@ -193,6 +191,30 @@ func (f *feed) close() {
 	f.link.conn.Close()
 	for _, c := range f.pongs {
 		close(c)
+	}
+}
+
+// runPulse asks the feed every second whether it is alive, and until when it has reported everything. A feed that doesn't answer is cut.
+func (f *flow) runPulse(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		f.mu.Lock()
+		fd := f.feed
+		f.mu.Unlock()
+		if fd != nil {
+			asked := time.Now()
+			if err := fd.ping(ctx); err == nil {
+				f.mu.Lock()
+				f.heard = asked
+				f.mu.Unlock()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
 	}
 }
 

@@ -118,6 +118,7 @@ func (f *flow) run(ctx context.Context) error {
 	g.Go(func() error { return f.runResolver(ctx) })
 	g.Go(func() error { return f.runReconciler(ctx) })
 	g.Go(func() error { return f.runWatch(ctx) })
+	g.Go(func() error { return f.runPulse(ctx) })
 	for i := range f.pair.o.workers() {
 		g.Go(func() error { return f.runWorker(ctx, i) })
 	}

@@ -7,14 +7,19 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
+
+	"replicator/internal/preflight"
 )
 
 const (
 	dialTimeout = 10 * time.Second
-	ioTimeout   = 30 * time.Second
+	ioTimeout   = 30 * time.Second // without any progress
+	idleTime    = 30 * time.Second // after which a connection is tried before it is relied on
 )
 
 // link is one connection to one server, used by one goroutine at a time. After any error other than a reply it is closed.
@@ -24,6 +29,31 @@ type link struct {
 	out  []byte
 	db   int
 	dead bool
+	used time.Time
+	over atomic.Bool // the exchange's context has ended
+}
+
+// Read and Write are the connection's, each step with a deadline of its own, so that a large value may take as long as it moves.
+func (l *link) Read(b []byte) (int, error) {
+	l.conn.SetReadDeadline(time.Now().Add(ioTimeout))
+	if l.over.Load() { // it ended before the deadline above was set
+		return 0, os.ErrDeadlineExceeded
+	}
+	return l.conn.Read(b)
+}
+
+// Write writes in steps for the same reason.
+func (l *link) Write(b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		l.conn.SetWriteDeadline(time.Now().Add(ioTimeout))
+		if l.over.Load() {
+			return n, os.ErrDeadlineExceeded
+		}
+		var m int
+		m, err = l.conn.Write(b[n:min(len(b), n+256<<10)])
+		n += m
+	}
+	return n, err
 }
 
 // command is one command with its arguments.
@@ -49,7 +79,8 @@ func dial(ctx context.Context, e endpoint, name string, resp3 bool) (*link, erro
 		}
 		conn = tc
 	}
-	l := &link{conn: conn, in: newReader(conn)}
+	l := &link{conn: conn, used: time.Now()}
+	l.in = newReader(l)
 	if err := l.greet(ctx, e, name, resp3); err != nil {
 		l.close()
 		return nil, fmt.Errorf("open a session on %s: %w", e.address, err)
@@ -94,14 +125,13 @@ func (l *link) close() {
 	}
 }
 
-// bound ties the connection's deadline to ctx for one exchange; the returned function ends that.
-func (l *link) bound(ctx context.Context, limit time.Duration) func() bool {
-	deadline := time.Now().Add(limit)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	l.conn.SetDeadline(deadline)
-	return context.AfterFunc(ctx, func() { l.conn.SetDeadline(time.Unix(1, 0)) })
+// bound ties the exchanges that follow to ctx until the returned function is called.
+func (l *link) bound(ctx context.Context) func() bool {
+	l.over.Store(false)
+	return context.AfterFunc(ctx, func() {
+		l.over.Store(true)
+		l.conn.SetDeadline(time.Unix(1, 0))
+	})
 }
 
 // pipe sends all commands at once and returns one reply for each. Error replies are values; an error means the link is closed.
@@ -109,7 +139,7 @@ func (l *link) pipe(ctx context.Context, cmds []command) ([]value, error) {
 	if l.dead {
 		return nil, net.ErrClosed
 	}
-	stop := l.bound(ctx, ioTimeout)
+	stop := l.bound(ctx)
 	defer stop()
 	l.out = l.out[:0]
 	for _, c := range cmds {
@@ -117,9 +147,9 @@ func (l *link) pipe(ctx context.Context, cmds []command) ([]value, error) {
 	}
 	written := make(chan error, 1)
 	if len(l.out) > 32<<10 { // a server whose output we don't read stops reading our input: write and read at once
-		go func() { _, err := l.conn.Write(l.out); written <- err }()
+		go func() { _, err := l.Write(l.out); written <- err }()
 	} else {
-		_, err := l.conn.Write(l.out)
+		_, err := l.Write(l.out)
 		written <- err
 	}
 	vs := make([]value, len(cmds))
@@ -140,6 +170,7 @@ func (l *link) pipe(ctx context.Context, cmds []command) ([]value, error) {
 		l.close()
 		err = werr
 	}
+	l.used = time.Now()
 	if cap(l.out) > 1<<20 {
 		l.out = nil
 	}
@@ -239,7 +270,14 @@ func (s *session) do(ctx context.Context, args ...string) (value, error) {
 
 func (s *session) open(ctx context.Context) (*link, error) {
 	if s.link != nil && !s.link.dead {
-		return s.link, nil
+		if time.Since(s.link.used) < idleTime {
+			return s.link, nil
+		}
+		// Servers end connections that were idle for some minutes ("timeout" in redis.conf).
+		if _, err := s.link.do(ctx, "PING"); err == nil {
+			return s.link, nil
+		}
+		s.link.close()
 	}
 	l, err := dial(ctx, s.endpoint, s.name, false)
 	if err != nil {
@@ -255,7 +293,8 @@ func (s *session) open(ctx context.Context) (*link, error) {
 	return l, nil
 }
 
-// endNamesakes ends every other connection that has this one's name.
+// endNamesakes ends every other connection of this one's role, and refuses to go on where one belongs to a later term: a process that
+// has lost the lead without knowing can't write again.
 func endNamesakes(ctx context.Context, l *link, name string) error {
 	id, err := l.do(ctx, "CLIENT", "ID")
 	if err != nil {
@@ -265,14 +304,40 @@ func endNamesakes(ctx context.Context, l *link, name string) error {
 	if err != nil {
 		return err
 	}
+	role, term := splitTerm(name)
 	for _, c := range clients {
-		if c.name == name && c.id != strconv.FormatInt(id.num, 10) {
-			if _, err := l.do(ctx, "CLIENT", "KILL", "ID", c.id); err != nil {
-				return err
-			}
+		other, epoch := splitTerm(c.name)
+		if other != role || c.id == strconv.FormatInt(id.num, 10) {
+			continue
+		}
+		if epoch > term {
+			return superseded(epoch, term)
+		}
+		if _, err := l.do(ctx, "CLIENT", "KILL", "ID", c.id); err != nil && !isReplyError(err) { // it may have gone by itself
+			return err
 		}
 	}
 	return nil
+}
+
+var termInName = regexp.MustCompile(`:e(\d+)$`)
+
+// splitTerm takes the term off a connection's name; -1 if it carries none.
+func splitTerm(name string) (string, int64) {
+	m := termInName.FindStringSubmatchIndex(name)
+	if m == nil {
+		return name, -1
+	}
+	term, err := strconv.ParseInt(name[m[2]:m[3]], 10, 64)
+	if err != nil {
+		return name, -1
+	}
+	return name[:m[0]], term
+}
+
+func superseded(theirs, mine int64) error {
+	return &preflight.Hinted{Code: "redis-superseded", Err: fmt.Errorf("another process leads this migration in term %d; this one had term %d", theirs, mine),
+		Hint: "nothing to do if you started it; otherwise find the second daemon and stop it"}
 }
 
 func (s *session) close() {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 // randomCommand is one thing that an application may do, over few keys so that types and operations collide.
 func randomCommand(r *rand.Rand) []command {
 	k := func() string { return fmt.Sprintf("k%d", r.IntN(40)) }
-	n := func(max int) string { return strconv.Itoa(r.IntN(max)) }
+	n := func(below int) string { return strconv.Itoa(r.IntN(below)) }
 	w := func() string { return fmt.Sprintf("w%d", r.IntN(12)) }
 	ms := func() string { return []string{"1", "5", "20", "300", "60000"}[r.IntN(5)] }
 	one := func(args ...string) []command { return []command{args} }
@@ -217,6 +218,7 @@ func stormAndCompare(t *testing.T, rig *rig, r *rand.Rand, seed uint64, reverse 
 			rig.b.try("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 		},
 		func() { rig.stop(); rig.o.Epoch++; rig.run(reverse) },
+		func() { stall(rig.source); stall(rig.target) },
 	} {
 		s := startStorm(srv, r.Uint64(), 4, true)
 		for range 3 {
@@ -247,6 +249,15 @@ func stormAndCompare(t *testing.T, rig *rig, r *rand.Rand, seed uint64, reverse 
 	rig.caughtUp()
 	rig.equal()
 	return ops
+}
+
+// stall stops a server for a moment.
+func stall(srv *redistest.Server) {
+	pid := srv.Pid()
+	_ = syscall.Kill(pid, syscall.SIGSTOP)
+	timer := time.NewTimer(150 * time.Millisecond)
+	<-timer.C
+	_ = syscall.Kill(pid, syscall.SIGCONT)
 }
 
 // retireWhile ends the old side's clients. The storm's clients come back at once, unlike an application that was told where to go;

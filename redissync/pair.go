@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -44,6 +43,7 @@ type Pair struct {
 	active   *flow // copies
 	opposite *flow // armed: listens
 	frozen   *freeze
+	turned   *bool // the direction into which a cutover in this process has turned the pair
 	problems map[string]shown
 
 	controlMu sync.Mutex
@@ -85,7 +85,8 @@ func (p *Pair) wake() {
 
 // Run synchronises until ctx ends: from source to target, or the other way if reverse. It reconnects by itself for ever; an error
 // says that trying again can't help: a URL that can't be read, a target that holds keys which aren't ours, a successor that has taken
-// the lead. A restart is like any other gap: both sides are reconciled. Only one Run at a time.
+// the lead. A restart is like any other gap: both sides are reconciled. A pair that a cutover has turned round runs on in the new
+// direction when Run is called again, whatever reverse says. Only one Run at a time.
 func (p *Pair) Run(ctx context.Context, reverse bool) error {
 	if p.err != nil {
 		return p.err
@@ -96,6 +97,9 @@ func (p *Pair) Run(ctx context.Context, reverse bool) error {
 		return errors.New("the pair runs already")
 	}
 	p.running = true
+	if p.turned != nil {
+		reverse = *p.turned
+	}
 	p.mu.Unlock()
 	defer p.stopped()
 	err := retry.Do(ctx, retry.Policy{Max: 3 * time.Second, Notify: func(err error, _ int, _ time.Duration) {
@@ -160,8 +164,6 @@ func (p *Pair) enter(ctx context.Context, reverse bool) error {
 	return p.claim(ctx)
 }
 
-var epochInName = regexp.MustCompile(`:e(\d+)$`)
-
 // succeed ends the connections of earlier terms on a server, and refuses to go on if there are some of a later one.
 func (p *Pair) succeed(ctx context.Context, at side) error {
 	v, err := p.control(ctx, at, command{"CLIENT", "LIST"})
@@ -169,15 +171,13 @@ func (p *Pair) succeed(ctx context.Context, at side) error {
 		return err
 	}
 	for _, c := range parseClients(v.str) {
-		m := epochInName.FindStringSubmatch(c.name)
-		if m == nil || !strings.HasPrefix(c.name, p.o.namePrefix()) {
+		_, epoch := splitTerm(c.name)
+		if epoch < 0 || !strings.HasPrefix(c.name, p.o.namePrefix()) {
 			continue
 		}
-		epoch, _ := strconv.ParseInt(m[1], 10, 64)
 		switch {
 		case epoch > p.o.Epoch:
-			return retry.Stop(&preflight.Hinted{Code: "redis-superseded", Err: fmt.Errorf("another process leads this migration in term %d; this one had term %d", epoch, p.o.Epoch),
-				Hint: "nothing to do if you started it; otherwise find the second daemon and stop it"})
+			return retry.Stop(superseded(epoch, p.o.Epoch))
 		case epoch < p.o.Epoch:
 			p.log.Info("ending a connection of an earlier term", "side", at.name, "connection", c.name)
 			if _, err := p.control(ctx, at, command{"CLIENT", "KILL", "ID", c.id}); err != nil && !isReplyError(err) {
@@ -190,7 +190,7 @@ func (p *Pair) succeed(ctx context.Context, at side) error {
 
 // watchSuccessors ends Run when another process has taken the lead, and ends the connections of earlier terms that come back.
 func (p *Pair) watchSuccessors(ctx context.Context) error {
-	tick := time.NewTicker(5 * time.Second)
+	tick := time.NewTicker(10 * time.Second)
 	defer tick.Stop()
 	for {
 		select {

@@ -28,9 +28,11 @@ type version int
 func (v version) String() string { return fmt.Sprintf("%d.%d.%d", v/10000, v/100%100, v%100) }
 
 func parseVersion(s string) version {
-	var a, b, c int
-	fmt.Sscanf(s, "%d.%d.%d", &a, &b, &c)
-	return version(a*10000 + b*100 + c)
+	var n [3]int
+	for i, part := range strings.SplitN(s, ".", 3) {
+		n[i], _ = strconv.Atoi(part)
+	}
+	return version(n[0]*10000 + n[1]*100 + n[2])
 }
 
 // readInfo asks for the sections that decisions rest on; sections are asked for one by one since only 7.0 takes several.

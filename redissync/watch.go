@@ -13,7 +13,7 @@ import (
 )
 
 // runWatch looks at both servers every second for what the feed can't tell: restarts, failovers, SWAPDB and FLUSH, consumer groups,
-// functions, strangers that write on the destination, and whether the feed is alive.
+// and strangers that write on the destination.
 func (f *flow) runWatch(ctx context.Context) error {
 	origin := &session{endpoint: f.origin.endpoint, name: f.pair.o.connectionName(f.role("watch"))}
 	destination := &session{endpoint: f.destination.endpoint, name: f.pair.o.connectionName(f.role("watch"))}
@@ -52,16 +52,6 @@ func (f *flow) runWatch(ctx context.Context) error {
 				f.pair.problem(problemOf(err, at.side, direction(f.reverse)+" watch"))
 			} else if err == nil {
 				f.pair.solved(at.side.name, direction(f.reverse)+" watch")
-			}
-		}
-		f.mu.Lock()
-		fd := f.feed
-		f.mu.Unlock()
-		if fd != nil {
-			if err := fd.ping(ctx); err == nil {
-				f.mu.Lock()
-				f.heard = time.Now()
-				f.mu.Unlock()
 			}
 		}
 		select {

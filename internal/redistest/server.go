@@ -60,7 +60,7 @@ func Start(t TB, o Options) *Server {
 	if err != nil {
 		t.Fatalf("start redis-server: %v", err)
 	}
-	t.Cleanup(func() { s.Kill() })
+	t.Cleanup(func() { _ = s.Kill() })
 	return s
 }
 
@@ -139,7 +139,7 @@ func (s *Server) Start(ctx context.Context) error {
 		return fmt.Errorf("start %s: %w", s.o.Binary, err)
 	}
 	done := make(chan struct{})
-	go func() { cmd.Wait(); close(done) }()
+	go func() { _ = cmd.Wait(); close(done) }()
 	for {
 		if s.answers(ctx) {
 			s.cmd, s.done = cmd, done
@@ -150,7 +150,7 @@ func (s *Server) Start(ctx context.Context) error {
 			log, _ := os.ReadFile(filepath.Join(s.dir, "server.log"))
 			return fmt.Errorf("%s ended at once: %s", s.o.Binary, log[max(0, len(log)-500):])
 		case <-ctx.Done():
-			cmd.Process.Kill()
+			_ = cmd.Process.Kill()
 			<-done
 			return fmt.Errorf("wait for %s: %w", s.o.Binary, ctx.Err())
 		case <-time.After(5 * time.Millisecond):
