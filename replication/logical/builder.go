@@ -3,6 +3,7 @@ package logical
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -84,7 +85,8 @@ func (b *builder) add(ctx context.Context, data []byte) error {
 
 // full tells whether the reader must wait: the batch is at its bounds, or it ends a transaction that came in pieces.
 func (b *builder) full() bool {
-	return b.closed || len(b.cur.Changes) >= b.limits.Changes || b.cur.Bytes >= b.limits.Bytes
+	// Transactions that change nothing of ours count too: servers before 15 send each of them.
+	return b.closed || len(b.cur.Changes) >= b.limits.Changes || len(b.cur.Marks) >= b.limits.Changes || b.cur.Bytes >= b.limits.Bytes
 }
 
 func (b *builder) decode(data []byte) error {
@@ -120,7 +122,10 @@ func (b *builder) decode(data []byte) error {
 		if err != nil {
 			return err
 		}
-		b.relations[r.OID] = r
+		// The server describes a table again whenever its caches were emptied. Only another description is news.
+		if !same(b.relations[r.OID], r) {
+			b.relations[r.OID] = r
+		}
 		return nil
 	case 'I', 'U', 'D':
 		return b.row(kind, data[1:])
@@ -144,6 +149,10 @@ func (b *builder) decode(data []byte) error {
 		return nil // type names, origins and messages carry no row
 	}
 	return fmt.Errorf("decode pgoutput message: unknown type %q", kind)
+}
+
+func same(a, b *replication.Relation) bool {
+	return a != nil && a.Name == b.Name && a.ReplicaIdentity == b.ReplicaIdentity && slices.Equal(a.Columns, b.Columns)
 }
 
 func (b *builder) row(kind byte, data []byte) error {

@@ -1,6 +1,7 @@
 package logical
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +17,7 @@ import (
 	"replicator/replication"
 )
 
-// Limits bound one batch; a transaction beyond them is handed over in pieces.
+// Limits bound one batch; a transaction beyond them is handed over in pieces. What is zero is taken from DefaultLimits.
 type Limits struct {
 	Changes int
 	Bytes   int
@@ -46,9 +47,8 @@ type Source struct {
 
 // NewSource returns a Source; nothing is opened before Stream.
 func NewSource(o Options) *Source {
-	if o.Limits.Changes == 0 {
-		o.Limits = DefaultLimits
-	}
+	o.Limits.Changes = cmp.Or(o.Limits.Changes, DefaultLimits.Changes)
+	o.Limits.Bytes = cmp.Or(o.Limits.Bytes, DefaultLimits.Bytes)
 	return &Source{o: o, news: make(chan struct{}, 1)}
 }
 
