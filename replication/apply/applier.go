@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,7 +39,6 @@ type Applier struct {
 	plans    map[*replication.Relation]*plan
 	prepared map[string]string
 	serial   int
-	open     bool // a transaction of pieces is under way
 	pending  counts
 }
 
@@ -94,17 +95,65 @@ func (a *Applier) Close(ctx context.Context) {
 // the commit: the batch is durable once the destination has flushed up to it. After an error the Applier must be closed; the
 // stored position tells what was committed.
 //
+// It takes two round trips where the set form goes through: the changes with the position's move, then the commit once all counts
+// are right.
+//
 // Errors: replication.ErrDeposed when another process leads; a preflight.Hinted that says what drifted or which row was missing.
 func (a *Applier) Apply(ctx context.Context, b *replication.Batch) (uint64, error) {
-	if b.First {
-		if _, err := a.conn.PgConn().Exec(ctx, "BEGIN").ReadAll(); err != nil {
-			return 0, fmt.Errorf("begin: %w", err)
-		}
-		a.open = true
-	}
-	if err := a.changes(ctx, b); err != nil {
+	statements, fast, err := a.compile(ctx, b)
+	if err != nil {
 		return 0, err
 	}
+	var head, tail []statement
+	if b.First {
+		head = append(head, command("BEGIN"))
+	}
+	if b.Last {
+		move, err := a.move(ctx, b.Position)
+		if err != nil {
+			return 0, err
+		}
+		tail = append(tail, move)
+	}
+	if fast {
+		first := head
+		if !b.Whole() {
+			first = append(first, command("SAVEPOINT replicator"))
+		}
+		err := a.run(ctx, slices.Concat(first, statements, tail))
+		switch {
+		case err != nil && !refused(err):
+			return 0, a.explain(err, b.Position)
+		case err != nil && b.Whole():
+			err = a.command(ctx, "ROLLBACK")
+		case err != nil:
+			head = nil
+			err = a.command(ctx, "ROLLBACK TO SAVEPOINT replicator")
+		default:
+			return a.finish(ctx, b)
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	if err := a.inOrder(ctx, b, head, tail); err != nil {
+		return 0, err
+	}
+	return a.finish(ctx, b)
+}
+
+// command is a statement without parameters that isn't worth preparing.
+func command(sql string) statement { return statement{sql: sql, expect: -1} }
+
+func (a *Applier) command(ctx context.Context, sql string) error {
+	if _, err := a.conn.PgConn().Exec(ctx, sql).ReadAll(); err != nil {
+		return fmt.Errorf("%s: %w", strings.ToLower(sql), err)
+	}
+	return nil
+}
+
+// finish counts what was applied and commits where the batch ends a transaction.
+func (a *Applier) finish(ctx context.Context, b *replication.Batch) (uint64, error) {
 	for i := range b.Changes {
 		a.pending[b.Changes[i].Op.String()]++
 	}
@@ -114,43 +163,8 @@ func (a *Applier) Apply(ctx context.Context, b *replication.Batch) (uint64, erro
 	return a.commit(ctx, b)
 }
 
-func (a *Applier) changes(ctx context.Context, b *replication.Batch) error {
-	if len(b.Changes) == 0 {
-		return nil
-	}
-	statements, fast, err := a.compile(ctx, b)
-	if err != nil {
-		return err
-	}
-	if fast {
-		if !a.fast(b) {
-			fast = false
-		}
-	}
-	if fast {
-		if _, err := a.conn.PgConn().Exec(ctx, "SAVEPOINT replicator").ReadAll(); err != nil {
-			return fmt.Errorf("set a savepoint: %w", err)
-		}
-		err := a.run(ctx, statements)
-		if err == nil {
-			_, err := a.conn.PgConn().Exec(ctx, "RELEASE SAVEPOINT replicator").ReadAll()
-			if err != nil {
-				return fmt.Errorf("release the savepoint: %w", err)
-			}
-			return nil
-		}
-		if !refused(err) {
-			return err
-		}
-		if _, err := a.conn.PgConn().Exec(ctx, "ROLLBACK TO SAVEPOINT replicator").ReadAll(); err != nil {
-			return fmt.Errorf("return to the savepoint: %w", err)
-		}
-	}
-	return a.inOrder(ctx, b)
-}
-
-// fast tells whether the batch is worth the set form: one change is its own row statement.
-func (a *Applier) fast(b *replication.Batch) bool { return len(b.Changes) > 1 }
+// worthwhile tells whether the batch is worth the set form: one change is its own row statement, and none is nothing.
+func worthwhile(b *replication.Batch) bool { return len(b.Changes) > 1 }
 
 // refused tells whether the set form failed in a way that the original order may not: a constraint, or a count.
 func refused(err error) bool {
@@ -178,8 +192,8 @@ func (a *Applier) compile(ctx context.Context, b *replication.Batch) (out []stat
 			fast = false
 		}
 	}
-	if !fast || !a.fast(b) {
-		return nil, fast, nil
+	if !fast || !worthwhile(b) {
+		return nil, false, nil
 	}
 	for _, s := range c.segments {
 		if s.ordered == nil {
@@ -212,9 +226,10 @@ func (a *Applier) preparing(err error) error {
 	return err
 }
 
-// inOrder carries the batch out change by change.
-func (a *Applier) inOrder(ctx context.Context, b *replication.Batch) error {
-	statements := make([]statement, 0, len(b.Changes))
+// inOrder carries the batch out change by change, between head and tail.
+func (a *Applier) inOrder(ctx context.Context, b *replication.Batch, head, tail []statement) error {
+	statements := make([]statement, 0, len(head)+len(b.Changes)+len(tail))
+	statements = append(statements, head...)
 	for i := range b.Changes {
 		p, err := a.plan(ctx, b.Changes[i].Relation)
 		if err != nil {
@@ -226,13 +241,20 @@ func (a *Applier) inOrder(ctx context.Context, b *replication.Batch) error {
 		}
 		statements = append(statements, st)
 	}
-	err := a.run(ctx, statements)
+	return a.explain(a.run(ctx, append(statements, tail...)), b.Position)
+}
+
+// explain turns the failure of a statement into what an operator can act on.
+func (a *Applier) explain(err error, to replication.Position) error {
 	if err == nil {
 		return nil
 	}
 	var count *countError
 	var st *statementError
 	switch {
+	case errors.As(err, &count) && count.st.moves:
+		return retry.Stop(&preflight.Hinted{Code: "deposed", Err: fmt.Errorf("move the position from %s to %s: %w", a.position, to, replication.ErrDeposed),
+			Hint: "this process stands down; look at the one that took over"})
 	case errors.As(err, &count):
 		return retry.Stop(&preflight.Hinted{Code: "row-mismatch",
 			Err:  fmt.Errorf("%s of %s where %s, after position %s, hit %d rows on the destination instead of %d", count.st.op, count.st.table, a.describe(count.st.change), a.position, count.rows, count.st.expect),
@@ -301,21 +323,25 @@ func (a *Applier) plan(ctx context.Context, r *replication.Relation) (*plan, err
 const moveSQL = `UPDATE replicator.position SET position = $1, updated_at = clock_timestamp()
 WHERE migration = $2 AND pair = $3 AND direction = $4 AND epoch = $5 AND position = $6`
 
-// commit moves the position, checks that it was ours to move, and commits.
-func (a *Applier) commit(ctx context.Context, b *replication.Batch) (uint64, error) {
-	tag, err := a.conn.Exec(ctx, moveSQL, string(b.Position), a.o.ID.Migration, a.o.ID.Pair, a.o.Direction, a.o.ID.Epoch, string(a.position))
+// move is the statement that moves the stored position, if it is still where this process left it and this process still leads.
+func (a *Applier) move(ctx context.Context, to replication.Position) (statement, error) {
+	name, err := a.prepare(ctx, moveSQL, nil)
 	if err != nil {
-		return 0, fmt.Errorf("move the position to %s: %w", b.Position, err)
+		return statement{}, fmt.Errorf("prepare the move of the position: %w", err)
 	}
-	if tag.RowsAffected() != 1 {
-		return 0, retry.Stop(&preflight.Hinted{Code: "deposed", Err: fmt.Errorf("move the position from %s to %s: %w", a.position, b.Position, replication.ErrDeposed),
-			Hint: "this process stands down; look at the one that took over"})
+	st := statement{name: name, expect: 1, moves: true}
+	for _, v := range []string{string(to), a.o.ID.Migration, a.o.ID.Pair, a.o.Direction, strconv.FormatInt(a.o.ID.Epoch, 10), string(a.position)} {
+		st.params, st.formats = append(st.params, []byte(v)), append(st.formats, 0)
 	}
+	return st, nil
+}
+
+// commit commits what Apply has carried out.
+func (a *Applier) commit(ctx context.Context, b *replication.Batch) (uint64, error) {
 	results, err := a.conn.PgConn().Exec(ctx, "COMMIT; SELECT pg_current_wal_insert_lsn()").ReadAll()
 	if err != nil {
 		return 0, fmt.Errorf("commit up to %s: %w", b.Position, err)
 	}
-	a.open = false
 	if len(results) != 2 || results[0].CommandTag.String() != "COMMIT" || len(results[1].Rows) != 1 {
 		return 0, fmt.Errorf("commit up to %s: the server answered %q", b.Position, results[0].CommandTag)
 	}

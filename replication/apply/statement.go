@@ -11,9 +11,10 @@ import (
 	"replicator/replication"
 )
 
-// statement is one prepared statement with its parameters and the rows that it must hit.
+// statement is one statement with its parameters and the rows that it must hit.
 type statement struct {
-	name    string
+	name    string // of the prepared statement; empty: sql is sent as it is
+	sql     string
 	params  [][]byte
 	formats []int16
 	expect  int64 // -1: any number
@@ -21,6 +22,8 @@ type statement struct {
 	// change is the change that a row statement carries out, for the error.
 	change *replication.Change
 	op     replication.Op
+	// moves marks the move of the position.
+	moves bool
 }
 
 // maxRows bounds the arrays of one statement, so that a server's memory stays bounded too.
@@ -191,6 +194,9 @@ type countError struct {
 }
 
 func (e *countError) Error() string {
+	if e.st.moves {
+		return "the stored position is not where this process left it"
+	}
 	return fmt.Sprintf("%s of %s hit %d rows instead of %d", e.st.op, e.st.table, e.rows, e.st.expect)
 }
 
@@ -229,7 +235,11 @@ func chunks(statements []statement) func(yield func([]statement) bool) {
 func (a *Applier) roundTrip(ctx context.Context, statements []statement) (err error) {
 	p := a.conn.PgConn().StartPipeline(ctx)
 	for _, s := range statements {
-		p.SendQueryPrepared(s.name, s.params, s.formats, nil)
+		if s.name == "" {
+			p.SendQueryParams(s.sql, nil, nil, nil, nil)
+		} else {
+			p.SendQueryPrepared(s.name, s.params, s.formats, nil)
+		}
 	}
 	if err := p.Sync(); err != nil {
 		_ = p.Close()
