@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -43,8 +44,9 @@ func (c content) isStream() bool {
 }
 
 // fetch reads keys of one database and hands them to f in pieces of bounded memory. Each key's value and expiry are of the same
-// instant. It asks for sizes first, so that no reply is large by surprise.
-func fetch(ctx context.Context, s *session, v version, db int, keys []string, f func(keys []string, got []content) error) error {
+// instant. It asks for sizes first, so that no reply is large by surprise. Keys from limit bytes on are offered to big first, after all
+// others; what it declines (false) is read whole. No big means no limit.
+func fetch(ctx context.Context, s *session, v version, db int, keys []string, limit int64, big func(key string, size int64) (bool, error), f func(keys []string, got []content) error) error {
 	sizes := make([]unit, len(keys))
 	for i, k := range keys {
 		sizes[i] = unit{k, []command{{"MEMORY", "USAGE", k}}}
@@ -59,6 +61,40 @@ func fetch(ctx context.Context, s *session, v version, db int, keys []string, f 
 			got[i].size = r[0].num
 		}
 	}
+	if big != nil {
+		var large []content
+		var names []string
+		kept := 0
+		keys = slices.Clone(keys)
+		for i, k := range keys {
+			if got[i].size >= limit {
+				names, large = append(names, k), append(large, got[i])
+				continue
+			}
+			keys[kept], got[kept] = k, got[i]
+			kept++
+		}
+		keys, got = keys[:kept], got[:kept]
+		if err := fetchWhole(ctx, s, v, db, keys, got, f); err != nil {
+			return err
+		}
+		for i, k := range names {
+			done, err := big(k, large[i].size)
+			if err != nil {
+				return err
+			}
+			if !done {
+				if err := fetchWhole(ctx, s, v, db, names[i:i+1], large[i:i+1], f); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	return fetchWhole(ctx, s, v, db, keys, got, f)
+}
+
+func fetchWhole(ctx context.Context, s *session, v version, db int, keys []string, got []content, f func(keys []string, got []content) error) error {
 	for from := 0; from < len(keys); {
 		to, bytes := from, int64(0)
 		for to < len(keys) && (to == from || bytes+got[to].size <= batchBytes) {

@@ -30,6 +30,8 @@ type Options struct {
 	Notifications string
 	// Workers is the number of keys' lanes; 4 if zero.
 	Workers int
+	// BigBytes is the size in the origin's memory from which a key is copied in pieces; 16 MB if zero.
+	BigBytes int64
 	// Resuming makes Check accept a target that already holds keys.
 	Resuming bool
 	// ExpiryTolerance is how far expiries may differ in a verification; 5 ms if zero.

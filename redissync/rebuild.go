@@ -71,11 +71,7 @@ func (f *flow) rebuild(ctx context.Context, origin, destination *session, v vers
 
 // replace runs the commands that rebuild a key in one transaction, after removing the key.
 func (f *flow) replace(ctx context.Context, destination *session, id keyID, cmds []command) error {
-	f.mu.Lock() // before they are sent: the counts must not look like a stranger's
-	for _, c := range cmds {
-		f.written[strings.ToLower(c[0])]++
-	}
-	f.mu.Unlock()
+	f.count(cmds)
 	if err := destination.enter(ctx, id.db); err != nil {
 		return err
 	}

@@ -184,9 +184,16 @@ func (f *flow) differing(ctx context.Context, origin, destination *session, here
 	offset := f.offset
 	f.mu.Unlock()
 	var out []string
-	err := fetch(ctx, origin, here, db, keys, func(keys []string, got []content) error {
+	big := func(key string, size int64) (bool, error) {
+		kind, ok, err := sameBig(ctx, origin, destination, here, there, db, key, size, offset, f.pair.o.tolerance())
+		if ok && err == nil && kind != "" {
+			out = append(out, key)
+		}
+		return ok, err
+	}
+	err := fetch(ctx, origin, here, db, keys, f.pair.o.bigBytes(), big, func(keys []string, got []content) error {
 		at := 0
-		return fetch(ctx, destination, there, db, keys, func(keys []string, have []content) error {
+		return fetch(ctx, destination, there, db, keys, 0, nil, func(keys []string, have []content) error {
 			for i, k := range keys {
 				g := got[at+i]
 				if g.isStream() {

@@ -265,9 +265,17 @@ func (v *verifier) again(ctx context.Context, suspects map[keyID]string) (map[ke
 
 // compare adds those keys to suspects that aren't the same on both sides.
 func (v *verifier) compare(ctx context.Context, db int, keys []string, suspects map[keyID]string) error {
-	return fetch(ctx, v.origin, v.originInfo.version, db, keys, func(keys []string, here []content) error {
+	o := v.f.pair.o
+	big := func(key string, size int64) (bool, error) {
+		kind, ok, err := sameBig(ctx, v.origin, v.destination, v.originInfo.version, v.destInfo.version, db, key, size, v.offset, o.tolerance())
+		if ok && err == nil && kind != "" {
+			suspects[keyID{db, key}] = kind
+		}
+		return ok, err
+	}
+	return fetch(ctx, v.origin, v.originInfo.version, db, keys, o.bigBytes(), big, func(keys []string, here []content) error {
 		at := 0
-		return fetch(ctx, v.destination, v.destInfo.version, db, keys, func(keys []string, there []content) error {
+		return fetch(ctx, v.destination, v.destInfo.version, db, keys, 0, nil, func(keys []string, there []content) error {
 			for i, k := range keys {
 				kind, err := v.judge(ctx, db, k, here[at+i], there[i])
 				if err != nil {

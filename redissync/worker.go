@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -58,52 +59,79 @@ func (f *flow) copyKeys(ctx context.Context, origin, destination *session, batch
 				rest = append(rest, e)
 			}
 		}
-		keys := make([]string, len(mine))
-		for i, e := range mine {
-			keys[i] = e.id.key
-		}
-		started := time.Now()
-		done := 0
-		err := fetch(ctx, origin, info.version, db, keys, func(keys []string, got []content) error {
-			refused, err := store(ctx, destination, db, offset, keys, got)
-			if err != nil {
-				return err
-			}
-			took := time.Since(started)
-			started = time.Now()
-			copied := make([]*entry, 0, len(keys))
-			rests := make([]time.Duration, 0, len(keys))
-			f.noteCopies(mine[done:done+len(keys)], got)
-			for i, k := range keys {
-				e := mine[done+i]
-				if at := slices.IndexFunc(refused, func(r refusal) bool { return r.key == k }); at >= 0 {
-					err := refused[at].err
-					if badPayload(err) {
-						err = f.storeOtherwise(ctx, origin, destination, e.id, got[i], offset)
-					}
-					if errors.Is(err, errMoved) { // it is marked again already
-						err = nil
-					}
-					if err != nil {
-						f.refuse(e, err)
-						continue
-					}
-				}
-				copied = append(copied, e)
-				rests = append(rests, restAfter(got[i], took))
-			}
-			f.queue.done(copied, rests)
-			f.copied.Add(int64(len(copied)))
-			f.pair.o.Metrics.Copied(len(copied))
-			done += len(keys)
-			return nil
-		})
+		left, err := f.copyDatabase(ctx, origin, destination, info.version, offset, db, mine)
 		if err != nil {
-			return append(mine[done:], rest...), err
+			return append(left, rest...), err
 		}
 		batch = rest
 	}
 	return nil, nil
+}
+
+// copyDatabase copies dirty keys of one database and returns those that remain when it fails.
+func (f *flow) copyDatabase(ctx context.Context, origin, destination *session, v version, offset time.Duration, db int, batch []*entry) ([]*entry, error) {
+	left := make(map[string]*entry, len(batch))
+	keys := make([]string, len(batch))
+	for i, e := range batch {
+		keys[i], left[e.id.key] = e.id.key, e
+	}
+	started := time.Now()
+	big := func(key string, size int64) (bool, error) {
+		started = time.Now()
+		e := left[key]
+		done, err := f.copyBig(ctx, origin, destination, v, e.id, size, offset)
+		if !done || err != nil {
+			if isReplyError(err) { // the key's own trouble, not the connection's
+				f.refuse(e, err)
+				delete(left, key)
+				return true, nil
+			}
+			return false, err
+		}
+		delete(left, key)
+		f.copiedKeys([]*entry{e}, []content{{size: size}}, time.Since(started))
+		return true, nil
+	}
+	err := fetch(ctx, origin, v, db, keys, f.pair.o.bigBytes(), big, func(keys []string, got []content) error {
+		refused, err := store(ctx, destination, db, offset, keys, got)
+		if err != nil {
+			return err
+		}
+		copied := make([]*entry, 0, len(keys))
+		contents := make([]content, 0, len(keys))
+		for i, k := range keys {
+			e := left[k]
+			if at := slices.IndexFunc(refused, func(r refusal) bool { return r.key == k }); at >= 0 {
+				err := refused[at].err
+				if badPayload(err) {
+					err = f.storeOtherwise(ctx, origin, destination, e.id, got[i], offset)
+				}
+				if err != nil && !errors.Is(err, errMoved) { // a key that moved is marked again already
+					f.refuse(e, err)
+					delete(left, k)
+					continue
+				}
+			}
+			delete(left, k)
+			copied, contents = append(copied, e), append(contents, got[i])
+		}
+		f.copiedKeys(copied, contents, time.Since(started))
+		started = time.Now()
+		return nil
+	})
+	return slices.Collect(maps.Values(left)), err
+}
+
+// copiedKeys takes note of keys that are on the destination now.
+func (f *flow) copiedKeys(es []*entry, got []content, took time.Duration) {
+	rests := make([]time.Duration, len(es))
+	for i := range es {
+		rests[i] = restAfter(got[i], took)
+	}
+	f.noteCopies(es, got)
+	f.queue.done(es, rests)
+	f.copied.Add(int64(len(es)))
+	f.pair.o.Metrics.Copied(len(es))
 }
 
 // refuse names a key that the destination would not take, and has it tried again later.
