@@ -24,6 +24,9 @@ type Batch struct {
 	Position Position
 	// First and Last are both set on a batch of whole transactions. On pieces: First on the first, Last on the last, neither between.
 	First, Last bool
+	// Net says that the changes are net effects: at most one a row but for a delete before an insert of the same key, in no order that the
+	// source ever had. Where a constraint refuses updates as a set, the rows are replaced instead of updated one by one.
+	Net bool
 	// Bytes is the size of the values.
 	Bytes int
 	// Received is when the first change or mark arrived, by our own clock.

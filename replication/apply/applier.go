@@ -100,7 +100,7 @@ func (a *Applier) Close(ctx context.Context) {
 //
 // Errors: replication.ErrDeposed when another process leads; a preflight.Hinted that says what drifted or which row was missing.
 func (a *Applier) Apply(ctx context.Context, b *replication.Batch) (uint64, error) {
-	statements, fast, err := a.compile(ctx, b)
+	statements, fast, err := a.compile(ctx, b, false)
 	if err != nil {
 		return 0, err
 	}
@@ -115,24 +115,22 @@ func (a *Applier) Apply(ctx context.Context, b *replication.Batch) (uint64, erro
 		}
 		tail = append(tail, move)
 	}
-	if fast {
-		first := head
-		if !b.Whole() {
-			first = append(first, command("SAVEPOINT replicator"))
+	for replace := false; fast; replace = true {
+		done, err := a.asSets(ctx, b, head, statements, tail)
+		if err != nil {
+			return 0, err
 		}
-		err := a.run(ctx, slices.Concat(first, statements, tail))
-		switch {
-		case err != nil && !refused(err):
-			return 0, a.explain(err, b.Position)
-		case err != nil && b.Whole():
-			err = a.command(ctx, "ROLLBACK")
-		case err != nil:
-			head = nil
-			err = a.command(ctx, "ROLLBACK TO SAVEPOINT replicator")
-		default:
+		if done {
 			return a.finish(ctx, b)
 		}
-		if err != nil {
+		if !b.Whole() {
+			head = nil
+		}
+		if replace || !b.Net {
+			break
+		}
+		// Net effects have no original order to go back to, and a unique value may have passed from one row to another.
+		if statements, fast, err = a.compile(ctx, b, true); err != nil {
 			return 0, err
 		}
 	}
@@ -140,6 +138,25 @@ func (a *Applier) Apply(ctx context.Context, b *replication.Batch) (uint64, erro
 		return 0, err
 	}
 	return a.finish(ctx, b)
+}
+
+// asSets carries the set form out. Where a constraint or a count refuses it, everything is as before: the transaction is undone, or, for a
+// piece, taken back to where it began.
+func (a *Applier) asSets(ctx context.Context, b *replication.Batch, head, statements, tail []statement) (done bool, err error) {
+	first := head
+	if !b.Whole() {
+		first = append(slices.Clone(head), command("SAVEPOINT replicator"))
+	}
+	err = a.run(ctx, slices.Concat(first, statements, tail))
+	switch {
+	case err == nil:
+		return true, nil
+	case !refused(err):
+		return false, a.explain(err, b.Position)
+	case b.Whole():
+		return false, a.command(ctx, "ROLLBACK")
+	}
+	return false, a.command(ctx, "ROLLBACK TO SAVEPOINT replicator")
 }
 
 // command is a statement without parameters that isn't worth preparing.
@@ -172,8 +189,9 @@ func refused(err error) bool {
 	return errors.As(err, &count) || strings.HasPrefix(postgres.Code(err), "23")
 }
 
-// compile turns the batch into set statements; fast is false where only the original order will do.
-func (a *Applier) compile(ctx context.Context, b *replication.Batch) (out []statement, fast bool, err error) {
+// compile turns the batch into set statements; fast is false where only the original order will do. With replace set, updated rows are
+// deleted and inserted, but for those of which the batch doesn't hold every value.
+func (a *Applier) compile(ctx context.Context, b *replication.Batch, replace bool) (out []statement, fast bool, err error) {
 	c := newCompactor()
 	fast = true
 	for i := range b.Changes {
@@ -197,6 +215,9 @@ func (a *Applier) compile(ctx context.Context, b *replication.Batch) (out []stat
 	}
 	for _, s := range c.segments {
 		if s.ordered == nil {
+			if replace {
+				s.replaceUpdates()
+			}
 			sets, err := a.sets(ctx, s)
 			if err != nil {
 				return nil, false, a.preparing(err)

@@ -102,6 +102,16 @@ func (c *compactor) start(s *segment) {
 	c.segments = append(c.segments, s)
 }
 
+// replaceUpdates turns updates into replacements where all values are known.
+func (s *segment) replaceUpdates() {
+	for i := range s.rows {
+		r := &s.rows[i]
+		if r.effect == updated && !slices.ContainsFunc(r.values, func(v replication.Value) bool { return v.Kind == replication.Unchanged }) {
+			r.effect = replaced
+		}
+	}
+}
+
 // merge adds a later change of the same row; false where it can't follow what was there.
 func (r *row) merge(ch replication.Change) bool {
 	there := r.effect == inserted || r.effect == updated || r.effect == replaced

@@ -1,0 +1,158 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"replicator/internal/retry"
+)
+
+// LockMode is a table lock as pg_locks spells it.
+type LockMode string
+
+// The locks that our statements take on the application's tables: CREATE TRIGGER and ENABLE TRIGGER the first, DROP TRIGGER the second.
+const (
+	ShareRowExclusive LockMode = "ShareRowExclusiveLock"
+	AccessExclusive   LockMode = "AccessExclusiveLock"
+)
+
+// conflicting are the modes that conflict with the two ("Explicit Locking", Conflicting Lock Modes).
+var conflicting = map[LockMode][]string{
+	ShareRowExclusive: {"RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"},
+	AccessExclusive: {"AccessShareLock", "RowShareLock", "RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock",
+		"ExclusiveLock", "AccessExclusiveLock"},
+}
+
+// LockedStep is a change of one table, carried out in a transaction of its own.
+type LockedStep struct {
+	OID  uint32
+	Name string // for people
+	// Statements take the lock and make the change. A table that is gone meanwhile needs none.
+	Statements []string
+}
+
+// Calm changes busy tables without hurting who works with them: one table at a time, looking before it queues for a lock, never queueing for
+// longer than a moment, trying the busy ones again after the others, and never standing between a vacuum against wraparound and its table.
+type Calm struct {
+	Pool *pgxpool.Pool
+	Log  *slog.Logger
+	// What is being changed, for the log: "change log".
+	What string
+}
+
+// ErrBusy: a table's lock is held by somebody who won't let go of it soon.
+var ErrBusy = errors.New("locked")
+
+// shortWait bounds a wait in the queue, in which everybody else waits behind us. A plain autovacuum is cancelled once somebody has waited for
+// deadlock_timeout; longWait allows for that from the fourth round on. A holder's transaction of oldEnough won't end in shortWait.
+const (
+	shortWait = 100 * time.Millisecond
+	longWait  = 3 * time.Second
+	oldEnough = time.Second
+)
+
+// Run carries the steps out until all are done, or ctx ends. Steps that fail for another reason than a lock don't stop the others
+// and aren't tried again; explain turns their errors into ones that say what to do. What is done stays done.
+func (c Calm) Run(ctx context.Context, steps []LockedStep, mode LockMode, explain func(LockedStep, error) error) error {
+	var refused []error
+	round := 0
+	err := retry.Do(ctx, retry.Policy{First: 200 * time.Millisecond, Max: 5 * time.Second}, func(ctx context.Context) error {
+		round++
+		var busy []LockedStep
+		var why error
+		for _, s := range steps {
+			err := c.step(ctx, s, mode, round)
+			switch {
+			case err == nil:
+				c.Log.Debug(c.What+": done", "table", s.Name)
+			case ctx.Err() != nil:
+				return retry.Stop(errors.Join(err, why))
+			case IsTransient(err) || errors.Is(err, ErrBusy):
+				busy = append(busy, s)
+				if why == nil || errors.Is(err, ErrBusy) {
+					why = fmt.Errorf("%s: %w", s.Name, err)
+				}
+			default:
+				refused = append(refused, explain(s, err))
+			}
+		}
+		steps = busy
+		if len(busy) > 0 {
+			c.Log.Info(c.What+": waiting for a lock on busy tables", "tables", len(busy), "round", round, "waits_for", why.Error())
+			return fmt.Errorf("%d table(s) are still busy, for example %w: let those transactions end and try again; what is done stays done", len(busy), why)
+		}
+		return nil
+	})
+	return errors.Join(append(refused, err)...)
+}
+
+// inTheWaySQL lists sessions that hold a conflicting lock. What may not be seen of other roles' sessions is NULL: age 0. A vacuum whose
+// command can't be seen counts as one against wraparound.
+const inTheWaySQL = `
+SELECT coalesce(l.pid, 0),
+       'pid ' || coalesce(l.pid::text, '? (a prepared transaction)') || ', user "' || coalesce(a.usename::text, '?') || '", application "' || coalesce(a.application_name, '') ||
+       '", ' || coalesce(a.state, a.backend_type, 'state unknown') || ', ' || l.mode,
+       l.mode = 'ShareUpdateExclusiveLock',
+       coalesce(a.backend_type = 'autovacuum worker' AND coalesce(a.query, '') !~ '^autovacuum: ' OR a.query ~ '^autovacuum: .*to prevent wraparound', false),
+       coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8
+FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.granted AND l.relation = $1
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.mode = ANY($2) AND l.pid IS DISTINCT FROM pg_backend_pid()
+ORDER BY 5 DESC`
+
+type inTheWay struct {
+	pid                     int32
+	who                     string
+	maintenance, wraparound bool
+	age                     float64
+}
+
+// step looks before it queues: behind a transaction that has been open for long, even a short wait, repeated, would only hurt.
+func (c Calm) step(ctx context.Context, s LockedStep, mode LockMode, round int) error {
+	rows, err := c.Pool.Query(ctx, inTheWaySQL, s.OID, conflicting[mode])
+	if err != nil {
+		return fmt.Errorf("read pg_locks: %w", err)
+	}
+	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (w inTheWay, err error) {
+		err = row.Scan(&w.pid, &w.who, &w.maintenance, &w.wraparound, &w.age)
+		return w, err
+	})
+	if err != nil {
+		return fmt.Errorf("read pg_locks: %w", err)
+	}
+	wait := shortWait
+	if i := slices.IndexFunc(found, func(w inTheWay) bool { return w.wraparound }); i >= 0 {
+		return fmt.Errorf("%w by a vacuum that must not be disturbed (%s)", ErrBusy, found[i].who)
+	}
+	maintenance := len(found) > 0 && !slices.ContainsFunc(found, func(w inTheWay) bool { return !w.maintenance })
+	switch {
+	case maintenance && round > 3:
+		wait = longWait
+	case len(found) > 0 && found[0].age > oldEnough.Seconds():
+		return fmt.Errorf("%w by %s, open for %v", ErrBusy, found[0].who, time.Duration(found[0].age*float64(time.Second)).Round(time.Millisecond))
+	}
+	return pgx.BeginTxFunc(ctx, c.Pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, boundWaitSQL, wait.Milliseconds()); err != nil {
+			return fmt.Errorf("bound the wait: %w", err)
+		}
+		for _, sql := range s.Statements {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// boundWaitSQL: of a long wait no more than deadlock_timeout and a little is used, the moment at which autovacuum is cancelled.
+const boundWaitSQL = `
+SELECT set_config('lock_timeout', least($1::bigint, greatest(100,
+  (SELECT setting::bigint + 200 FROM pg_settings WHERE name = 'deadlock_timeout')))::text || 'ms', true)`

@@ -1,0 +1,29 @@
+// Package trigger captures the changes of a Postgres database by triggers and a change log, where there is no logical replication to be
+// had: all it needs is to own the tables.
+//
+// Each table has a log of the keys that were written, with the operation and the transaction's id, kept in two log tables of which one is
+// written to; a row trigger, a truncation trigger (both ENABLE ALWAYS) and a function of its own. The log says only *which* rows may
+// have changed. What they are now is read from the table itself.
+//
+// A Source reads by windows, as PgQ does. A window is one REPEATABLE READ transaction with snapshot S: it finds what S sees of the log and the
+// snapshot before, P, did not, joins it to the current rows in S, and hands over the net change as one batch, which takes the destination
+// from exactly what P saw to exactly what S sees. Nothing depends on the order in which transactions took ids or sequence numbers,
+// committed, or fired triggers: whether a key existed in P follows from whether it exists in S and how often it was inserted and
+// deleted in between. So updates and deletes stay as strict as those of logical capture, each must hit its row.
+//
+// A position is P, with what it takes to notice that the server is no longer the one that P belongs to ("commits-lost"): behind each window
+// a commit of our own is counted and flushed, and a server that counts less has lost something.
+//
+// Not protected by MVCC, and therefore watched in every window: TRUNCATE and rewriting ALTER TABLE (the window's tables are locked ACCESS
+// SHARE, and read again under a new snapshot where the file in the catalog isn't the current one); triggers that were disabled.
+//
+// A log table that has grown is left for the other one by replacing the function, and truncated once nobody who could have written to it
+// is left and the destination has all of it. No VACUUM is needed, writers never wait, and an old transaction only holds back the tables
+// that it wrote to itself.
+//
+// A renamed key column makes the function fail, and with it the application's write, until Install is run again; dropping a column of the
+// primary key too. Everything else that may be altered is either harmless or stops the stream with a remedy.
+//
+// How to add a kind of table: decide in install.go (describe, refused) what its log holds, write the function's body in function.go, the
+// statement that gives its net change in table.go, and add it to the schema of the concurrency test.
+package trigger

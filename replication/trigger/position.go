@@ -1,0 +1,170 @@
+package trigger
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"replicator/replication"
+)
+
+// place is a position of this kind of source: what a snapshot of one server saw. It is stored as a JSON document.
+type place struct {
+	// Snapshot is what the destination has: the effects of every transaction that it sees.
+	Snapshot string `json:"snapshot"`
+	// System and Timeline name the server's history; System is empty where it can't be read.
+	System   string `json:"system,omitempty"`
+	Timeline uint32 `json:"timeline"`
+	// Beat counts commits of our own, each flushed after its snapshot was taken. A server whose count is lower has lost commits.
+	Beat int64 `json:"beat"`
+	// At is the time of the snapshot by the server's clock.
+	At time.Time `json:"at"`
+
+	seen replication.Snapshot
+}
+
+func parsePlace(p replication.Position) (place, error) {
+	var out place
+	if err := json.Unmarshal([]byte(p), &out); err != nil {
+		return out, fmt.Errorf("parse position %q of trigger capture: %w", p, err)
+	}
+	var err error
+	out.seen, err = replication.ParseSnapshot(out.Snapshot)
+	return out, err
+}
+
+func (p place) position() replication.Position {
+	p.Snapshot = p.seen.String()
+	b, _ := json.Marshal(p) // strings and numbers only
+	return replication.Position(b)
+}
+
+// covers tells whether a sees everything that b sees. Snapshots of one server are ordered, so one of them always covers the other.
+func covers(a, b replication.Snapshot) bool {
+	if b.Xmax > a.Xmax {
+		return false // the transaction before xmax has ended: b sees it
+	}
+	for _, x := range a.Xip {
+		if b.Sees(x) {
+			return false
+		}
+	}
+	return true
+}
+
+const placeSQL = `
+SELECT pg_current_snapshot()::text, ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint, clock_timestamp()`
+
+// beatSQL counts a commit. What a snapshot saw was written to the log before; so once this is flushed, that is too.
+const beatSQL = `UPDATE replicator.capture SET beat = beat + 1 WHERE id = 1 RETURNING beat`
+
+// querier is what a pgx connection, transaction or pool offers.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// Begin returns the position of now: a stream from there carries every transaction that hasn't committed yet. Install must have
+// returned before.
+func Begin(ctx context.Context, pool *pgxpool.Pool) (replication.Position, error) {
+	p, err := now(ctx, pool)
+	if err != nil {
+		return "", err
+	}
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, beatSQL).Scan(&p.Beat)
+	})
+	if err != nil {
+		return "", fmt.Errorf("begin the capture: %w", err)
+	}
+	return p.position(), nil
+}
+
+func now(ctx context.Context, q querier) (place, error) {
+	var p place
+	var timeline int64
+	err := q.QueryRow(ctx, placeSQL).Scan(&p.Snapshot, &timeline, &p.At)
+	if err != nil {
+		return p, fmt.Errorf("read the server's place: %w", err)
+	}
+	p.Timeline = uint32(timeline)
+	if p.seen, err = replication.ParseSnapshot(p.Snapshot); err != nil {
+		return p, err
+	}
+	p.System = system(ctx, q)
+	return p, nil
+}
+
+// system is the server's identifier, empty where the role may not read it.
+func system(ctx context.Context, q querier) string {
+	var s string
+	if err := q.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&s); err != nil {
+		return ""
+	}
+	return s
+}
+
+// Observation is what a look at a capture from outside shows.
+type Observation struct {
+	// Position is the server's place now; everything that had committed before lies before it. For Reached only: no stream can begin there.
+	Position replication.Position
+	// At is the server's clock.
+	At time.Time
+	// Bytes is the size of the change log with its indexes.
+	Bytes int64
+	// Oldest describes the oldest transaction that holds the log back (it has written to it, or may), empty if it is younger than a minute.
+	Oldest string
+	// OldestAge is its age, 0 if there is none.
+	OldestAge time.Duration
+}
+
+const sizeSQL = `
+SELECT coalesce(sum(pg_table_size(c.oid) + pg_indexes_size(c.oid)), 0)::bigint
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'replicator' AND c.relkind = 'r' AND c.relname ~ '^capture_[0-9]+_[01]$'`
+
+// oldestSQL: no query text, which may hold values. Our own sessions and vacuums don't write to the log.
+const oldestSQL = `
+SELECT who, extract(epoch FROM age)::float8 FROM (
+  SELECT 'pid ' || pid || ' (' || coalesce(nullif(application_name, ''), 'no name') || ', user ' || coalesce(usename::text, '?') || ', ' || coalesce(state, '?') || ')' AS who,
+         clock_timestamp() - xact_start AS age
+  FROM pg_stat_activity
+  WHERE backend_xid IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid()
+  UNION ALL
+  SELECT 'prepared transaction ' || quote_literal(gid) || ' of ' || owner, clock_timestamp() - prepared FROM pg_prepared_xacts WHERE database = current_database()
+) x WHERE age IS NOT NULL ORDER BY age DESC LIMIT 1`
+
+// Observe looks at the capture of the pool's database: how large its log is, and what holds it back.
+func Observe(ctx context.Context, pool *pgxpool.Pool) (Observation, error) {
+	var o Observation
+	p, err := now(ctx, pool)
+	if err != nil {
+		return o, err
+	}
+	o.Position, o.At = p.position(), p.At
+	if err := pool.QueryRow(ctx, sizeSQL).Scan(&o.Bytes); err != nil {
+		return o, fmt.Errorf("measure the change log: %w", err)
+	}
+	var who string
+	var age float64
+	err = pool.QueryRow(ctx, oldestSQL).Scan(&who, &age)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return o, nil
+	}
+	if err != nil {
+		return o, fmt.Errorf("look for old transactions: %w", err)
+	}
+	o.OldestAge = time.Duration(age * float64(time.Second))
+	if o.OldestAge > time.Minute {
+		o.Oldest = fmt.Sprintf("%s, open for %v", who, o.OldestAge.Round(time.Second))
+	}
+	return o, nil
+}

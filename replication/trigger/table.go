@@ -1,0 +1,228 @@
+package trigger
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"replicator/internal/preflight"
+	"replicator/internal/retry"
+	"replicator/replication"
+)
+
+// captured is a table of the stream.
+type captured struct {
+	oid  uint32
+	name replication.TableName
+	log  described
+	// seam is the snapshot of the table's copy; nil once the stream has passed it.
+	seam *replication.Snapshot
+	// shape is the table as the last window that had changes of it found it; nil before.
+	shape *shape
+	// slotBytes are the sizes of the log tables at the last upkeep.
+	slotBytes [slots]int64
+}
+
+// shape is a table's description as of a snapshot.
+type shape struct {
+	name       replication.TableName
+	columns    []replication.RelationColumn // without generated ones
+	otherKeys  bool                         // it has unique or exclusion constraints besides its key
+	statements statements
+	relation   *replication.Relation
+	keyAt      []int // the key's columns among columns
+}
+
+func (s *shape) same(o *shape) bool {
+	return s != nil && s.name == o.name && slices.Equal(s.columns, o.columns) && s.otherKeys == o.otherKeys
+}
+
+// shapeSQL reads tables as the transaction's snapshot shows them. rewritten: since the snapshot was taken, the rows have moved to another
+// file (TRUNCATE, or an ALTER TABLE that rewrites), and under the snapshot the table looks empty ("Caveats" of concurrency control).
+const shapeSQL = `
+SELECT c.oid, n.nspname, c.relname, c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid),
+       (SELECT count(*) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)) > $2,
+       a.names, a.types, a.mods
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL (
+  SELECT coalesce(array_agg(attname::text ORDER BY attnum), '{}') AS names, coalesce(array_agg(atttypid::bigint ORDER BY attnum), '{}') AS types,
+         coalesce(array_agg(atttypmod ORDER BY attnum), '{}') AS mods
+  FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = '') a
+WHERE c.oid = ANY($1)`
+
+// describe gives the table the shape it has in the window's snapshot. What the log knows of it must still hold.
+func (t *captured) describe(found *shape) error {
+	if t.shape.same(found) {
+		return nil
+	}
+	r := &replication.Relation{OID: t.oid, Name: found.name, ReplicaIdentity: replication.IdentityDefault, Columns: found.columns}
+	byName := map[string]int{}
+	for i, c := range r.Columns {
+		byName[c.Name] = i
+	}
+	if len(t.log.Key) == 0 {
+		r.ReplicaIdentity = replication.IdentityFull
+		row := make([]string, len(r.Columns))
+		for i, c := range r.Columns {
+			row[i] = c.Name
+			r.Columns[i].Key = true
+		}
+		want := make([]string, len(t.log.Row))
+		for i, c := range t.log.Row {
+			want[i] = c.Name
+		}
+		if !slices.Equal(row, want) {
+			return altered(t.name, fmt.Sprintf("it has no key and its columns are no longer (%s)", strings.Join(want, ", ")))
+		}
+	}
+	for _, c := range t.log.Key {
+		i, ok := byName[c.Name]
+		if !ok {
+			return altered(t.name, fmt.Sprintf("column %q of its key is gone or renamed", c.Name))
+		}
+		r.Columns[i].Key = true
+		found.keyAt = append(found.keyAt, i)
+	}
+	found.relation = r
+	found.statements = makeStatements(t, found, byName)
+	t.shape, t.name = found, found.name
+	return nil
+}
+
+func altered(name replication.TableName, what string) error {
+	return retry.Stop(&preflight.Hinted{Code: "capture-altered", Err: fmt.Errorf("table %s was altered: %s", name, what),
+		Hint: fmt.Sprintf("its change log must be made anew: make both sides alike, then run `replicator resync` with --table %s", name)})
+}
+
+// statements read a table's window. $1 and $2 are xmax and xip of the snapshot before it.
+type statements struct {
+	// net gives a row for every key that was touched: the count of inserts minus deletes, whether a delete was among them, whether
+	// the row is there now, the key, the row. For a table without key: the net number, and the row.
+	net string
+	// gone is net without the row.
+	gone string
+	// all gives the present rows.
+	all string
+}
+
+// windowOf is the log's part between the two snapshots as a subquery: what the transaction's own snapshot sees and the one before didn't. Both
+// conditions are served by the index on xid, however long a transaction among xip has been running.
+func windowOf(oid uint32, columns string) string {
+	var parts []string
+	for slot := range slots {
+		for _, condition := range []string{"xid >= $1::text::xid8", "xid = ANY ($2::text::xid8[])"} {
+			parts = append(parts, "SELECT "+columns+" FROM "+logTable(oid, slot)+" WHERE "+condition)
+		}
+	}
+	return strings.Join(parts, " UNION ALL ")
+}
+
+// operatorName is the equality operator of a key column.
+func (c column) operatorName() string { return "OPERATOR(" + c.Equals + ".=)" }
+
+func makeStatements(t *captured, s *shape, byName map[string]int) statements {
+	table := s.name.Quoted()
+	var row []string
+	for _, c := range s.columns {
+		row = append(row, "t."+replication.QuoteIdent(c.Name))
+	}
+	// A prepared statement can't live on when its result's types change: the types are part of its text.
+	var types strings.Builder
+	for _, c := range s.columns {
+		fmt.Fprintf(&types, " %d", c.TypeOID)
+	}
+	version := " /*" + types.String() + " */"
+	out := statements{all: "SELECT " + strings.Join(row, ", ") + " FROM ONLY " + table + " t" + version}
+	if len(t.log.Key) == 0 {
+		var cells []string
+		for i := range s.columns {
+			cells = append(cells, fmt.Sprintf("r[%d]", i+1))
+		}
+		out.net = "SELECT n, " + strings.Join(cells, ", ") + " FROM (SELECT r, sum(CASE op WHEN 'I' THEN 1 ELSE -1 END)::int AS n FROM (" +
+			windowOf(t.oid, "op, r") + ") l GROUP BY r) w WHERE n <> 0 ORDER BY n" + version
+		return out
+	}
+	var logged, keys, join []string
+	for i, c := range t.log.Key {
+		k := fmt.Sprintf("k%d", i)
+		if c.Builtin {
+			logged = append(logged, k)
+		} else {
+			as := k + "::" + c.Type
+			if c.Collation != "" {
+				as = "(" + as + ") COLLATE " + c.Collation
+			}
+			logged = append(logged, as+" AS "+k)
+		}
+		keys = append(keys, k)
+		join = append(join, "t."+replication.QuoteIdent(c.Name)+" "+c.operatorName()+" w."+k)
+	}
+	list := strings.Join(keys, ", ")
+	head := "WITH w AS MATERIALIZED (SELECT " + list + ", sum(CASE op WHEN 'I' THEN 1 WHEN 'D' THEN -1 ELSE 0 END)::int AS n, bool_or(op = 'D') AS d FROM (" +
+		windowOf(t.oid, "op, "+strings.Join(logged, ", ")) + ") l GROUP BY " + list + " ORDER BY " + list + ") SELECT w.n, w.d, t.ctid IS NOT NULL, w." + strings.Join(keys, ", w.")
+	tail := " FROM w LEFT JOIN ONLY " + table + " t ON " + strings.Join(join, " AND ") + version
+	out.gone = head + tail
+	out.net = head + ", " + strings.Join(row, ", ") + tail
+	return out
+}
+
+// probe asks which of the tables have changes in the window.
+func probe(tables []*captured) string {
+	var parts []string
+	for _, t := range tables {
+		var exists []string
+		for slot := range slots {
+			for _, condition := range []string{"xid >= $1::text::xid8", "xid = ANY ($2::text::xid8[])"} {
+				exists = append(exists, "EXISTS (SELECT FROM "+logTable(t.oid, slot)+" WHERE "+condition+")")
+			}
+		}
+		parts = append(parts, fmt.Sprintf("SELECT %d::oid WHERE %s", t.oid, strings.Join(exists, " OR ")))
+	}
+	return strings.Join(parts, " UNION ALL ")
+}
+
+const capturedSQL = `
+SELECT c.oid, n.nspname, c.relname, p.prosrc
+FROM unnest($1::text[], $2::text[]) x(s, t)
+JOIN pg_namespace n ON n.nspname = x.s JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = x.t
+JOIN pg_proc p ON p.pronamespace = 'replicator'::regnamespace AND p.proname = 'capture_' || c.oid AND p.pronargs = 0
+ORDER BY 2, 3`
+
+// readCaptured finds the tables' logs.
+func readCaptured(ctx context.Context, q querier, names []replication.TableName) ([]*captured, error) {
+	schemas, tables := make([]string, len(names)), make([]string, len(names))
+	missing := map[replication.TableName]bool{}
+	for i, n := range names {
+		schemas[i], tables[i] = n.Schema, n.Name
+		missing[n] = true
+	}
+	rows, err := q.Query(ctx, capturedSQL, schemas, tables)
+	if err != nil {
+		return nil, fmt.Errorf("find the change log: %w", err)
+	}
+	defer rows.Close()
+	var out []*captured
+	for rows.Next() {
+		t := &captured{}
+		var src string
+		if err := rows.Scan(&t.oid, &t.name.Schema, &t.name.Name, &src); err != nil {
+			return nil, fmt.Errorf("find the change log: %w", err)
+		}
+		var ok bool
+		if t.log, ok = parseDescription(src); !ok {
+			return nil, retry.Stop(&preflight.Hinted{Code: "capture-lost", Err: fmt.Errorf("function %s() was not written by this program", functionName(t.oid)),
+				Hint: "run `replicator resync` for the pair"})
+		}
+		delete(missing, t.name)
+		out = append(out, t)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("find the change log: %w", err)
+	}
+	for n := range missing {
+		return nil, retry.Stop(&preflight.Hinted{Code: "capture-lost", Err: fmt.Errorf("table %s has no change log: it was dropped, renamed or made anew, or its log was removed", n),
+			Hint: fmt.Sprintf("changes may be missing: run `replicator resync` with --table %s, or exclude the table", n)})
+	}
+	return out, nil
+}
