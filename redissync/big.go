@@ -223,7 +223,11 @@ func (f *flow) copyBig(ctx context.Context, origin, destination *session, v vers
 // temporaryKey is where a big value grows. In a cluster it would have to be in the key's slot.
 func (o Options) temporaryKey(key string) string {
 	sum := sha256.Sum256([]byte(key))
-	return fmt.Sprintf("%s%s:temporary:%x", ownPrefix, o.Migration, sum[:8])
+	return fmt.Sprintf("%s%x", o.temporaryPrefix(), sum[:8])
+}
+
+func (o Options) temporaryPrefix() string {
+	return ownPrefix + o.Migration + ":temporary:" + o.Name + ":"
 }
 
 // count notes commands of an application's kind before they are run on the destination, so that they don't look like a stranger's.

@@ -190,7 +190,7 @@ func (p *Pair) Fence(ctx context.Context, reverse bool) error {
 	}
 	s := &session{endpoint: f.origin.endpoint, name: p.o.connectionName(f.role("fence"))}
 	defer s.close()
-	if err := f.lookAtOrigin(ctx, s); err != nil { // a SWAPDB just before the freeze
+	if err := f.lookNow(ctx); err != nil { // a SWAPDB or a restart just before the freeze
 		return fmt.Errorf("fence: %w", err)
 	}
 	if err := f.syncFunctions(ctx, s); err != nil {
@@ -238,6 +238,9 @@ func (p *Pair) Verify(ctx context.Context, reverse bool) (int, error) {
 	f, err := p.flowFor(ctx, reverse)
 	if err != nil {
 		return 0, err
+	}
+	if err := f.lookNow(ctx); err != nil {
+		return 0, fmt.Errorf("verify: %w", err)
 	}
 	r, err := p.verify(ctx, f, false)
 	if err != nil {
@@ -351,8 +354,11 @@ func (p *Pair) untouched(ctx context.Context, fz *freeze, f *flow, runID string)
 	if _, err := f.fence(ctx); err != nil {
 		return err
 	}
+	if err := f.lookNow(ctx); err != nil { // has either side lost data, or been flushed?
+		return fmt.Errorf("seal: %w", err)
+	}
 	if n := f.events.Load() - fz.events; fz.fenced && (n != 0 || f.gaps.Load() != fz.gaps) {
-		return fmt.Errorf("seal the %s: %d changes came through after the fence: another client may have ended the pause (CLIENT UNPAUSE); start again", f.origin.name, n)
+		return fmt.Errorf("seal the %s: %d changes and %d gaps came after the fence: another client may have ended the pause (CLIENT UNPAUSE), or a server was restarted; start again", f.origin.name, n, f.gaps.Load()-fz.gaps)
 	}
 	return nil
 }
@@ -416,6 +422,11 @@ func (p *Pair) turn(ctx context.Context, f, o *flow, reverse bool) error {
 	case o == nil:
 		o = newFlow(p, !reverse, false)
 		if err := p.start(ctx, o); err != nil {
+			return err
+		}
+	}
+	if !o.reverse { // the application may have flushed the target, note and all, while it was the one that took writes
+		if err := p.markClaimed(ctx); err != nil {
 			return err
 		}
 	}

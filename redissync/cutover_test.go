@@ -174,6 +174,8 @@ func TestCutoverAndRollbackUnderLoad(t *testing.T) {
 	if err := r.stop(); err != nil {
 		t.Fatal(err)
 	}
+	r.a.s.close()
+	r.a.do("SET", r.o.temporaryKey("x"), "left by a process that was killed")
 	if err := p.Finish(ctx); err != nil {
 		t.Fatal(err)
 	}

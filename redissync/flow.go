@@ -176,6 +176,7 @@ func (f *flow) feedDown(err error) {
 	f.gapLocked()
 	f.mu.Unlock()
 	if !errors.Is(err, context.Canceled) {
+		f.pair.suspect()
 		f.pair.o.Metrics.Gap()
 		f.gaps.Add(1)
 		f.pair.gaps.Add(1)

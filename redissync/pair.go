@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,6 +33,7 @@ type Pair struct {
 	ended     atomic.Bool
 	starts    chan *flow
 	verifying chan struct{}
+	suspicion chan struct{}
 
 	mu       sync.Mutex
 	changed  chan struct{}
@@ -52,7 +52,7 @@ type Pair struct {
 
 // New builds a pair. URLs that can't be read are reported by Run and Check.
 func New(o Options) *Pair {
-	p := &Pair{o: o, log: o.log(), starts: make(chan *flow), verifying: make(chan struct{}, 1), changed: make(chan struct{}), problems: map[string]shown{}, controls: map[string]*session{}}
+	p := &Pair{o: o, log: o.log(), starts: make(chan *flow), verifying: make(chan struct{}, 1), suspicion: make(chan struct{}, 1), changed: make(chan struct{}), problems: map[string]shown{}, controls: map[string]*session{}}
 	p.source.name, p.target.name = "source", "target"
 	var err1, err2 error
 	p.source.endpoint, err1 = parseEndpoint(o.SourceURL, o.SourceTLS)
@@ -197,6 +197,7 @@ func (p *Pair) watchSuccessors(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-p.suspicion: // our connections were ended: perhaps by a successor
 		}
 		for _, at := range []side{p.source, p.target} {
 			var h *preflight.Hinted
@@ -204,6 +205,14 @@ func (p *Pair) watchSuccessors(ctx context.Context) error {
 				return h
 			}
 		}
+	}
+}
+
+// suspect has watchSuccessors look at once.
+func (p *Pair) suspect() {
+	select {
+	case p.suspicion <- struct{}{}:
+	default:
 	}
 }
 
@@ -223,7 +232,12 @@ func (p *Pair) claim(ctx context.Context) error {
 	if n > 0 && !p.o.Resuming {
 		return retry.Stop(targetNotEmpty(n))
 	}
-	_, err = p.control(ctx, p.target, command{"HSET", p.o.stateKey(), "claimed", time.Now().UTC().Format(time.RFC3339), "epoch", strconv.FormatInt(p.o.Epoch, 10)})
+	return p.markClaimed(ctx)
+}
+
+// markClaimed notes on the target that its keys are ours. A target that was restarted empty, or flushed, has lost the note.
+func (p *Pair) markClaimed(ctx context.Context) error {
+	_, err := p.control(ctx, p.target, command{"HSETNX", p.o.stateKey(), "claimed", time.Now().UTC().Format(time.RFC3339)})
 	return err
 }
 
@@ -324,7 +338,7 @@ func (p *Pair) CaughtUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// SWAPDB is no event: it shows in the server's counters only, which are looked at once a second otherwise.
+	// SWAPDB, and a destination that comes back empty, are no events: they show in INFO only, which is looked at once a second otherwise.
 	if err := retry.Do(ctx, retry.Policy{Max: time.Second}, f.lookNow); err != nil {
 		return err
 	}
@@ -391,6 +405,37 @@ func (p *Pair) Finish(ctx context.Context) error {
 		}
 		if _, err := p.control(ctx, at, command{"UNLINK", p.o.stateKey(), p.o.probeKey()}); err != nil {
 			return fmt.Errorf("remove what replicator made on the %s: %w", at.name, err)
+		}
+		if err := p.removeTemporary(ctx, at); err != nil {
+			return fmt.Errorf("remove what replicator made on the %s: %w", at.name, err)
+		}
+	}
+	return nil
+}
+
+// removeTemporary removes what copies of big keys that were cut off have left.
+func (p *Pair) removeTemporary(ctx context.Context, at side) error {
+	s := &session{endpoint: at.endpoint, name: p.o.connectionName("finish")}
+	defer s.close()
+	info, err := readInfo(ctx, s, "keyspace")
+	if err != nil {
+		return err
+	}
+	prefix := p.o.temporaryPrefix()
+	for _, db := range mergeDatabases(info.databases) {
+		if err := s.enter(ctx, db); err != nil {
+			return err
+		}
+		err := scanAll(ctx, s, db, func(keys []string) error {
+			keys = slices.DeleteFunc(keys, func(k string) bool { return !strings.HasPrefix(k, prefix) })
+			if len(keys) == 0 {
+				return nil
+			}
+			_, err := s.do(ctx, slices.Concat([]string{"UNLINK"}, keys)...)
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

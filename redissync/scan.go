@@ -71,6 +71,11 @@ func (f *flow) reconcile(ctx context.Context, origin, destination *session) erro
 	if _, _, err := f.facts(ctx); err != nil {
 		return err
 	}
+	if !f.reverse {
+		if err := f.pair.markClaimed(ctx); err != nil {
+			return err
+		}
+	}
 	here, err := readInfo(ctx, origin, "server", "keyspace")
 	if err != nil {
 		return err
@@ -153,6 +158,16 @@ func (f *flow) scan(ctx context.Context, s *session, db int, each func(keys []st
 // scanKeys hands every key of ours in a database to each, in pieces; a key may come twice, and one that was there all the time comes
 // at least once (Redis documentation, "SCAN").
 func scanKeys(ctx context.Context, s *session, db int, o Options, each func(keys []string) error) error {
+	return scanAll(ctx, s, db, func(keys []string) error {
+		if keys = slices.DeleteFunc(keys, func(k string) bool { return !o.owns(k) }); len(keys) == 0 {
+			return nil
+		}
+		return each(keys)
+	})
+}
+
+// scanAll is scanKeys for every key, replicator's own too.
+func scanAll(ctx context.Context, s *session, db int, each func(keys []string) error) error {
 	for cursor := "0"; ; {
 		replies, err := s.exec(ctx, db, []unit{{"", []command{{"SCAN", cursor, "COUNT", strconv.Itoa(scanCount)}}}})
 		if err != nil {
@@ -165,9 +180,8 @@ func scanKeys(ctx context.Context, s *session, db int, o Options, each func(keys
 		if len(v.items) != 2 {
 			return replyError("SCAN: unexpected reply")
 		}
-		keys := slices.DeleteFunc(v.items[1].strings(), func(k string) bool { return !o.owns(k) })
-		if len(keys) > 0 {
-			if err := each(keys); err != nil {
+		if len(v.items[1].items) > 0 {
+			if err := each(v.items[1].strings()); err != nil {
 				return err
 			}
 		}

@@ -89,11 +89,20 @@ func (f *flow) lookAtOrigin(ctx context.Context, s *session) error {
 	return nil
 }
 
-// lookNow looks at the origin at once, for what happened just before.
+// lookNow looks at both servers at once, for what happened just before.
 func (f *flow) lookNow(ctx context.Context) error {
-	s := &session{endpoint: f.origin.endpoint, name: f.pair.o.connectionName(f.role("look"))}
-	defer s.close()
-	return f.lookAtOrigin(ctx, s)
+	for _, at := range []struct {
+		side side
+		look func(context.Context, *session) error
+	}{{f.origin, f.lookAtOrigin}, {f.destination, f.lookAtDestination}} {
+		s := &session{endpoint: at.side.endpoint, name: f.pair.o.connectionName(f.role("look"))}
+		err := at.look(ctx, s)
+		s.close()
+		if err != nil {
+			return fmt.Errorf("look at the %s: %w", at.side.name, err)
+		}
+	}
+	return nil
 }
 
 func (f *flow) judgeRole(info serverInfo, at side) {
@@ -117,6 +126,8 @@ var writes = strings.Fields(`append bitfield bitop blmove blmpop blpop brpop brp
 
 // lookAtDestination notes a gap where the destination has lost or changed data, and names strangers that write there.
 func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
+	f.looking.Lock()
+	defer f.looking.Unlock()
 	info, err := readInfo(ctx, s, "server", "replication", "keyspace", "commandstats")
 	if err != nil {
 		return err
