@@ -113,12 +113,15 @@ type Exported struct {
 func (e *Exported) Close(ctx context.Context) { closeQuietly(ctx, e.conn) }
 
 // ExportSnapshot makes a temporary slot for the snapshot that it exports ("CREATE_REPLICATION_SLOT … EXPORT_SNAPSHOT"): the one kind
-// of snapshot whose place in the stream is known exactly. It waits as CreateSlot does.
-func ExportSnapshot(ctx context.Context, url string, id postgres.Identity, q querier, name string, waiting func(string)) (*Exported, error) {
+// of snapshot whose place in the stream is known exactly. It waits as CreateSlot does. The slot's name is made of the prefix and the
+// session's number, since the slot of an earlier session goes a moment after that session has ended.
+func ExportSnapshot(ctx context.Context, url string, id postgres.Identity, q querier, prefix string, waiting func(string)) (*Exported, error) {
 	conn, err := postgres.ConnectReplication(ctx, url, id, "snapshot")
 	if err != nil {
 		return nil, err
 	}
+	suffix := fmt.Sprintf("_%d", conn.PID())
+	name := prefix[:min(len(prefix), 63-len(suffix))] + suffix
 	stop := watchHolders(ctx, q, conn.PID(), waiting)
 	defer stop()
 	r, err := pglogrepl.CreateReplicationSlot(ctx, conn, name, "pgoutput", pglogrepl.CreateReplicationSlotOptions{Temporary: true, Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})

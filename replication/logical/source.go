@@ -43,6 +43,9 @@ type Source struct {
 	acked    atomic.Uint64
 	received atomic.Uint64
 	news     chan struct{}
+	// The reader's own: how often in a row the server has asked for an answer, and when it last did.
+	asked   int
+	askedAt time.Time
 }
 
 // NewSource returns a Source; nothing is opened before Stream.
@@ -98,7 +101,7 @@ func (s *Source) Acknowledge(p replication.Position) {
 // Received is the end of the write-ahead log that the server has sent or skipped so far, 0 before the first message.
 func (s *Source) Received() uint64 { return s.received.Load() }
 
-// Stream implements replication.Source.
+// Stream implements replication.Source. Starting acknowledges start: the destination must have made durable what lies before it.
 func (s *Source) Stream(ctx context.Context, start replication.Position, out chan<- *replication.Batch) (err error) {
 	lsn, err := ParsePosition(start)
 	if err != nil {
@@ -116,6 +119,7 @@ func (s *Source) Stream(ctx context.Context, start replication.Position, out cha
 	// Names of publications are SQL identifiers inside a string; ours hold only letters, digits and underscores.
 	args := []string{"proto_version '1'", "publication_names " + replication.QuoteLiteral(s.o.Publication)}
 	s.acked.Store(lsn)
+	s.asked = 0
 	if err := pglogrepl.StartReplication(ctx, conn, s.o.Slot, pglogrepl.LSN(lsn), pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication, PluginArgs: args}); err != nil {
 		return fmt.Errorf("start streaming from slot %q at %s: %w", s.o.Slot, pglogrepl.LSN(lsn), err)
 	}
@@ -154,6 +158,11 @@ func (s *Source) read(ctx context.Context, conn *pgconn.PgConn, b *builder) erro
 // errStreamEnded is what a server's orderly shutdown looks like; it unwraps to a lost connection, so that it is tried again.
 var errStreamEnded = &pgconn.PgError{Severity: "FATAL", Code: "57P01", Message: "stream ended"}
 
+// impatience is how often in a row the server may ask for an answer, which it gets at most ten times a second. A server that shuts down
+// asks on and on until everything that it sent has been acknowledged ("wal_sender_timeout" doesn't end this): a destination that
+// stands still must not keep it from doing so. Otherwise it asks only after half of wal_sender_timeout without word from us.
+const impatience = 30
+
 func (s *Source) message(ctx context.Context, b *builder, data []byte) error {
 	if len(data) == 0 {
 		return fmt.Errorf("receive from slot %q: empty message", s.o.Slot)
@@ -164,6 +173,7 @@ func (s *Source) message(ctx context.Context, b *builder, data []byte) error {
 		if err != nil {
 			return fmt.Errorf("receive from slot %q: %w", s.o.Slot, err)
 		}
+		s.asked = 0
 		s.received.Store(max(s.received.Load(), uint64(x.WALStart)))
 		return b.add(ctx, x.WALData)
 	case pglogrepl.PrimaryKeepaliveMessageByteID:
@@ -173,9 +183,17 @@ func (s *Source) message(ctx context.Context, b *builder, data []byte) error {
 		}
 		s.received.Store(max(s.received.Load(), uint64(k.ServerWALEnd)))
 		b.advance(k.ServerWALEnd)
-		if k.ReplyRequested {
-			signal(s.news)
+		if !k.ReplyRequested {
+			return nil
 		}
+		if time.Since(s.askedAt) > 500*time.Millisecond {
+			s.asked = 0
+		}
+		s.askedAt = time.Now()
+		if s.asked++; s.asked > impatience {
+			return fmt.Errorf("receive from slot %q: the server waits for acknowledgements, as it does when it shuts down: %w", s.o.Slot, errStreamEnded)
+		}
+		signal(s.news)
 	}
 	return nil
 }

@@ -1,0 +1,138 @@
+package logical
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/url"
+	"slices"
+	"sync"
+	"testing"
+
+	"replicator/internal/pgtest"
+	"replicator/internal/postgres"
+)
+
+// cutter passes connections on to a server until it cuts them.
+type cutter struct {
+	listener net.Listener
+	mu       sync.Mutex
+	conns    []net.Conn
+}
+
+// newCutter returns a URL that leads through the cutter.
+func newCutter(t *testing.T, to string) (*cutter, string) {
+	t.Helper()
+	u, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := u.Host
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cutter{listener: l}
+	t.Cleanup(func() { l.Close(); c.cut() })
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", server)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			c.mu.Lock()
+			c.conns = append(c.conns, in, out)
+			c.mu.Unlock()
+			for _, p := range [][2]net.Conn{{in, out}, {out, in}} {
+				go func() { _, _ = io.Copy(p[0], p[1]); p[0].Close(); p[1].Close() }()
+			}
+		}
+	}()
+	u.Host = l.Addr().String()
+	return c, u.String()
+}
+
+// cut ends all connections at once, without a word to either end.
+func (c *cutter) cut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.conns {
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0) // a reset, not an orderly end
+		}
+		conn.Close()
+	}
+	c.conns = nil
+}
+
+// Whatever ends the session (the server killed, stopped in order, the connection cut, the session terminated) is worth another try, and
+// that try goes on where the destination stands.
+func TestLostSessionsAreTransientAndGoOn(t *testing.T) {
+	s := pgtest.Start(t, pgtest.Options{Settings: map[string]string{"fsync": "on"}})
+	o := newOrigin(t, s.Database(t), `CREATE TABLE t (id int PRIMARY KEY)`, "t")
+	proxy, through := newCutter(t, o.url)
+	at, next := o.at, 0
+	for name, disturb := range map[string]func() error{
+		"killed":  func() error { s.Kill(); return s.Start(o.ctx()) },
+		"stopped": func() error { return s.Stop(o.ctx()) },
+		"cut":     func() error { proxy.cut(); return nil },
+		"terminated": func() error {
+			_, err := o.pool.Exec(o.ctx(), "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", o.name)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o.until("the server", func() bool { return o.pool.Ping(o.ctx()) == nil && o.free() })
+			src := NewSource(Options{URL: through, ID: o.id, Slot: o.name, Publication: o.name})
+			st := start(t, src, position(at))
+			rd := newReader(t, at)
+			o.beat("before " + name)
+			for !rd.add(st.next(), "before "+name) {
+			}
+			at = mustParse(t, rd.all[len(rd.all)-1].position)
+			next++
+			o.exec("INSERT INTO t VALUES ($1)", next)
+			if err := disturb(); err != nil {
+				t.Fatal(err)
+			}
+			if err := st.fails(); !postgres.IsTransient(err) {
+				t.Errorf("%s: not transient: %v", name, err)
+			}
+			if s.Pid() == 0 {
+				if err := s.Start(o.ctx()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			o.until("the server", func() bool { return o.pool.Ping(o.ctx()) == nil && o.free() })
+			got := o.collect(o.source(Limits{}), at, "after "+name)
+			if len(got) != 1 || !slices.Equal(got[0], []string{"insert t () (id=t:" + string(rune('0'+next)) + ",)"}) {
+				t.Errorf("after %s came %v", name, got)
+			}
+			at = o.flushLSN()
+		})
+	}
+}
+
+// Stream returns only when nothing of it is left, however it ends.
+func TestStreamLeavesNothingBehind(t *testing.T) {
+	o := newOrigin(t, pgtest.Shared(t).Database(t), `CREATE TABLE t (id int PRIMARY KEY)`, "t")
+	o.exec("INSERT INTO t SELECT generate_series(1, 5000)")
+	for range 5 {
+		o.until("the slot to be free", o.free)
+		st := start(t, o.source(Limits{Changes: 100}), position(o.at))
+		st.next()
+		st.stop()
+		o.until("the end of the session", func() bool {
+			var n int
+			if err := o.pool.QueryRow(context.Background(), "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", o.id.ApplicationName("stream")).Scan(&n); err != nil {
+				t.Fatal(err)
+			}
+			return n == 0
+		})
+	}
+}
