@@ -39,6 +39,7 @@ type Applier struct {
 	plans    map[*replication.Relation]*plan
 	prepared map[string]string
 	serial   int
+	segment  uint64 // size of the destination's write-ahead log segments
 	pending  counts
 }
 
@@ -59,6 +60,9 @@ func Open(ctx context.Context, o Options) (*Applier, error) {
 }
 
 func (a *Applier) prepareSession(ctx context.Context) error {
+	if err := a.readPosition(ctx); err != nil {
+		return err
+	}
 	if _, err := a.conn.Exec(ctx, `SET synchronous_commit = off`); err != nil {
 		return fmt.Errorf("prepare the apply session: %w", err)
 	}
@@ -70,15 +74,43 @@ func (a *Applier) prepareSession(ctx context.Context) error {
 	if _, err := a.conn.Exec(ctx, `SET plan_cache_mode = force_generic_plan`); err != nil {
 		return fmt.Errorf("prepare the apply session: %w", err)
 	}
-	err := a.conn.QueryRow(ctx, `SELECT position FROM replicator.position WHERE migration = $1 AND pair = $2 AND direction = $3`,
-		a.o.ID.Migration, a.o.ID.Pair, a.o.Direction).Scan(&a.position)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return retry.Stop(fmt.Errorf("no %s position is stored for pair %q", a.o.Direction, a.o.ID.Pair))
-	}
-	if err != nil {
-		return fmt.Errorf("read the %s position: %w", a.o.Direction, err)
+	if err := a.conn.QueryRow(ctx, `SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'`).Scan(&a.segment); err != nil {
+		return fmt.Errorf("read the size of the write-ahead log's segments: %w", err)
 	}
 	return nil
+}
+
+const holdSQL = `UPDATE replicator.position SET updated_at = clock_timestamp()
+WHERE migration = $1 AND pair = $2 AND direction = $3 AND epoch = $4 RETURNING position`
+
+// readPosition reads the stored position by a synchronous commit: an earlier session may have moved it without waiting for the flush, and
+// whoever starts a stream at it lets the origin forget what lies before.
+func (a *Applier) readPosition(ctx context.Context) error {
+	if _, err := a.conn.Exec(ctx, `SET synchronous_commit = on`); err != nil {
+		return fmt.Errorf("prepare the apply session: %w", err)
+	}
+	err := a.conn.QueryRow(ctx, holdSQL, a.o.ID.Migration, a.o.ID.Pair, a.o.Direction, a.o.ID.Epoch).Scan(&a.position)
+	if !errors.Is(err, pgx.ErrNoRows) {
+		if err != nil {
+			return fmt.Errorf("read the %s position: %w", a.o.Direction, err)
+		}
+		return nil
+	}
+	var epoch int64
+	err = a.conn.QueryRow(ctx, `SELECT epoch FROM replicator.position WHERE migration = $1 AND pair = $2 AND direction = $3`,
+		a.o.ID.Migration, a.o.ID.Pair, a.o.Direction).Scan(&epoch)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return retry.Stop(fmt.Errorf("no %s position is stored for pair %q", a.o.Direction, a.o.ID.Pair))
+	case err != nil:
+		return fmt.Errorf("read the %s position: %w", a.o.Direction, err)
+	}
+	return a.deposed(fmt.Sprintf("read the %s position, which belongs to epoch %d,", a.o.Direction, epoch))
+}
+
+func (a *Applier) deposed(doing string) error {
+	return retry.Stop(&preflight.Hinted{Code: "deposed", Err: fmt.Errorf("%s with epoch %d: %w", doing, a.o.ID.Epoch, replication.ErrDeposed),
+		Hint: "this process stands down; look at the one that took over"})
 }
 
 // Position is what the destination has, as far as this session knows.
@@ -376,14 +408,17 @@ func (a *Applier) commit(ctx context.Context, b *replication.Batch) (uint64, err
 	if err != nil {
 		return 0, fmt.Errorf("commit up to %s: %w", b.Position, err)
 	}
-	return endOfRecord(uint64(lsn)), nil
+	return endOfRecord(uint64(lsn), a.segment), nil
 }
 
-// endOfRecord turns an insert position into the end of the record before it. At the start of a page the insert position already counts
-// the page's header (40 bytes at most), which nobody flushes before there is a record in the page.
-func endOfRecord(lsn uint64) uint64 {
-	const page, header = 8192, 40
-	if off := lsn % page; off <= header {
+// endOfRecord turns an insert position into the end of the record before it. Where that record ends with its page, the insert position
+// lies behind the next page's header, which nobody flushes before there is a record in the page: 40 bytes on the first page of a
+// segment, 24 on the others (access/xlog_internal.h in the PostgreSQL sources). A record that goes on for a few bytes in the new page must
+// not be taken for a header: it may be cut in two by a flush.
+func endOfRecord(lsn, segment uint64) uint64 {
+	const page, first, other = 8192, 40, 24
+	off := lsn % page
+	if (off == first && lsn%segment == off) || (off == other && lsn%segment != off) {
 		return lsn - off
 	}
 	return lsn
