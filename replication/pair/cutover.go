@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"replicator/internal/preflight"
+	"replicator/internal/retry"
 	"replicator/replication"
 	"replicator/replication/gate"
 	"replicator/replication/schema"
@@ -167,9 +168,23 @@ func (p *Pair) Prepare(ctx context.Context, reverse bool) error {
 		return err
 	}
 	if reverse {
+		return nil // whoever rolls back is in a hurry
+	}
+	if err := p.refresh(ctx); err != nil {
+		return err
+	}
+	if p.o.NoCalmVerify {
 		return nil
 	}
-	return p.refresh(ctx)
+	report, err := p.VerifyNow(ctx, nil)
+	if err != nil {
+		return err
+	}
+	if report.Mismatches > 0 {
+		return retry.Stop(&preflight.Hinted{Code: "cutover-verify-mismatch", Err: fmt.Errorf("both sides differ in %d rows, before anything was frozen", report.Mismatches),
+			Hint: "see where: replicator verify --pair " + p.o.Name + "; mend it: the same with --repair"})
+	}
+	return nil
 }
 
 // refresh brings the target's materialized views up to date. They follow the application's own refreshes only from the switch on.

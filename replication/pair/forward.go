@@ -337,6 +337,7 @@ func (p *Pair) copyPending(ctx context.Context) error {
 		}
 		pending = append(pending, t)
 		progress.expect += t.Bytes
+		p.touch([]replication.Change{{Relation: &replication.Relation{Name: t.Name}}})
 	}
 	progress.began = time.Now()
 	p.mu.Lock()
@@ -404,7 +405,11 @@ func (p *Pair) complete(ctx context.Context, l *link, stored state.Pair) error {
 	}
 	p.doing("")
 	if stored.Step != state.StepComplete {
-		for _, stage := range []string{stageForeign, stageValidate, stageLast} {
+		// Adding a foreign key locks two tables, and would meet the apply's own locks in the other order.
+		if err := l.still(ctx, func(ctx context.Context) error { return p.apply(ctx, stageForeign, 1) }); err != nil {
+			return err
+		}
+		for _, stage := range []string{stageValidate, stageLast} {
 			if err := p.apply(ctx, stage, 1); err != nil {
 				return err
 			}

@@ -9,7 +9,7 @@ import (
 
 // hold asks the apply loop to stop exactly at a place of the stream, to do something there, and to go on.
 type hold struct {
-	// at is called while nothing is applied, and returns the place, which lies at or after what has been applied.
+	// at is called while nothing is applied, and returns the place, which lies at or after what has been applied; nil: here.
 	at func(ctx context.Context) (replication.Position, error)
 	// do is called when the destination has exactly what commits before that place.
 	do   func(ctx context.Context) error
@@ -29,8 +29,16 @@ func (l *link) holdAt(ctx context.Context, at func(context.Context) (replication
 	return <-h.done
 }
 
+// still runs do while nothing is applied.
+func (l *link) still(ctx context.Context, do func(context.Context) error) error {
+	return l.holdAt(ctx, nil, do)
+}
+
 // hold serves one request in the apply loop.
 func (l *link) hold(ctx context.Context, h *hold, batches <-chan *replication.Batch) error {
+	if h.at == nil {
+		return h.do(ctx)
+	}
 	place, err := h.at(ctx)
 	if err != nil {
 		return err

@@ -183,6 +183,7 @@ func (l *link) applyOne(ctx context.Context, b *replication.Batch) error {
 	if b.PositionOnly() && b.Position == l.applier.Position() {
 		return nil
 	}
+	l.p.touch(b.Changes)
 	lsn, err := l.applier.Apply(ctx, b)
 	if err != nil {
 		return err

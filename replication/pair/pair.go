@@ -42,8 +42,11 @@ type Options struct {
 	RetainedLimit int64
 	// NoCopy: the target was loaded by other means up to the position of the slot Adopt, which is taken over with a publication of the
 	// name that ObjectName gives, made before that slot.
-	NoCopy  bool
-	Adopt   string
+	NoCopy bool
+	Adopt  string
+	// NoCalmVerify leaves out the comparison before a freeze, after which the freeze compares only what has changed meanwhile.
+	NoCalmVerify bool
+
 	Log     *slog.Logger
 	Metrics func(read func() metrics.PostgresReading) *metrics.Postgres
 }
@@ -77,7 +80,12 @@ type Pair struct {
 	freeze  *freeze
 	status  Status
 	lag     lagSamples
-	applied atomic.Int64 // source transactions, since the process started
+	// verified are the tables that were compared and found equal, and that nothing has changed since.
+	verified map[replication.TableName]bool
+	// comparing, while a comparison runs, are the tables that the stream has changed since its snapshots.
+	comparing map[replication.TableName]bool
+	verifying chan struct{} // holds a token while a comparison runs
+	applied   atomic.Int64  // source transactions, since the process started
 }
 
 type wanted int
@@ -109,7 +117,7 @@ func New(o Options) *Pair {
 	p := &Pair{
 		o: o, id: postgres.Identity{Migration: o.Migration, Pair: o.Name, Epoch: o.Epoch},
 		log: o.Log.With("pair", o.Name), ready: make(chan struct{}),
-		changed: make(chan struct{}), stopped: make(chan struct{}),
+		verified: map[replication.TableName]bool{}, verifying: make(chan struct{}, 1), changed: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	close(p.stopped)
 	p.status = Status{Name: o.Name, Capture: "logical", CaptureReason: "the source grants logical replication", Phase: Starting}
@@ -280,14 +288,6 @@ func (p *Pair) setWant(ctx context.Context, w wanted) error {
 	case <-stopped:
 		return nil
 	}
-}
-
-// restart ends the running stream, which the supervisor then starts anew.
-func (p *Pair) restart() {
-	p.mu.Lock()
-	close(p.changed)
-	p.changed = make(chan struct{})
-	p.mu.Unlock()
 }
 
 // awaitReady waits until Run has opened both sides.

@@ -1,10 +1,12 @@
 package pair
 
 import (
+	"context"
 	"testing"
 	"time"
 
 	"replicator/internal/pgtest"
+	"replicator/replication"
 )
 
 // The main road: everything that a source may hold moves while it is written to, stays equal, is switched, comes back, and leaves
@@ -74,4 +76,39 @@ func (f *fixture) attempt(reverse bool) {
 		}
 		f.t.Logf("%s took %v", step.name, time.Since(began).Round(time.Millisecond))
 	}
+}
+
+// What was compared before the freeze is compared again in it if the stream has touched it since, and only then.
+func TestFreezeComparesWhatChanged(t *testing.T) {
+	f := newFixture(t)
+	pgtest.Exec(t, f.source, smallSchema)
+	f.start(false)
+	f.streaming()
+	ctx := f.ctx()
+	if err := f.pair.Prepare(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Exec(t, f.source, "UPDATE t SET v = 'changed' WHERE id = 1")
+	f.caughtUp()
+	known := f.pair.knownEqual()
+	if len(known) != 1 || !known[replication.TableName{Schema: "public", Name: "other"}] {
+		t.Fatalf("known to be equal: %v, want public.other alone", known)
+	}
+	pgtest.Exec(t, f.target, "SET session_replication_role = replica; UPDATE t SET v = 'stray' WHERE id = 2")
+	if err := f.pair.Freeze(ctx, false, time.Now().Add(20*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []func(context.Context, bool) error{f.pair.Fence, f.pair.Drain} {
+		if err := step(ctx, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := f.pair.Verify(ctx, false); err != nil || n != 1 {
+		t.Errorf("%d mismatches (%v), want the stray row", n, err)
+	}
+	if err := f.pair.Thaw(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Exec(t, f.source, "INSERT INTO t VALUES (500, 'thawed')")
+	f.caughtUp()
 }

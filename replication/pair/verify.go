@@ -3,6 +3,7 @@ package pair
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -13,7 +14,8 @@ import (
 	"replicator/replication/verify"
 )
 
-// Verify compares all tables while the origin is frozen and drained, and returns the number of differences.
+// Verify compares while the origin is frozen and drained, and returns the number of differences. What Prepare compared, and what the stream
+// has not touched since, needs no second look: both sides' gates are shut to everybody else.
 func (p *Pair) Verify(ctx context.Context, reverse bool) (int, error) {
 	if _, err := p.frozen(reverse); err != nil {
 		return 0, err
@@ -29,7 +31,7 @@ func (p *Pair) Verify(ctx context.Context, reverse bool) (int, error) {
 		return 0, err
 	}
 	defer b.close(ctx)
-	report, err := p.compare(ctx, a, b, nil)
+	report, err := p.compare(ctx, a, b, nil, p.knownEqual())
 	if err != nil {
 		return 0, err
 	}
@@ -48,6 +50,12 @@ func (p *Pair) Verify(ctx context.Context, reverse bool) (int, error) {
 // A snapshot doesn't protect against TRUNCATE, nor against ALTER TABLE that rewrites ("Caveats" of concurrency control): a table that
 // meets one meanwhile looks empty. Tables that differ are therefore compared again under new snapshots before they count.
 func (p *Pair) VerifyNow(ctx context.Context, only []replication.TableName) (verify.Report, error) {
+	select {
+	case <-ctx.Done():
+		return verify.Report{}, fmt.Errorf("wait for another comparison to end: %w", ctx.Err())
+	case p.verifying <- struct{}{}:
+		defer func() { <-p.verifying }()
+	}
 	report, err := p.verifyOnce(ctx, only)
 	for range 2 {
 		if err != nil || report.Mismatches == 0 {
@@ -86,20 +94,76 @@ func (p *Pair) verifyOnce(ctx context.Context, only []replication.TableName) (ve
 	var b *exported
 	defer func() { b.close(ctx) }()
 	a, err := l.capture.align(ctx, l, func(loop context.Context) (err error) {
+		// What the stream changes from here on is no longer known to be equal.
+		p.mu.Lock()
+		clear(p.verified)
+		p.comparing = map[replication.TableName]bool{}
+		p.mu.Unlock()
 		b, err = p.export(loop, destination)
 		return err
 	})
+	defer func() {
+		p.mu.Lock()
+		p.comparing = nil
+		p.mu.Unlock()
+	}()
 	if err != nil {
 		return verify.Report{}, fmt.Errorf("verify: hold the stream: %w", err)
 	}
 	defer a.close(ctx)
-	return p.compare(ctx, a, b, only)
+	report, err := p.compare(ctx, a, b, only, nil)
+	if err != nil {
+		return report, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, t := range report.Tables {
+		if t.Equal && !p.comparing[t.Table] {
+			p.verified[t.Table] = true
+		}
+	}
+	return report, nil
 }
 
-func (p *Pair) compare(ctx context.Context, origin, destination *exported, only []replication.TableName) (verify.Report, error) {
+// touch notes that the stream changes these tables.
+func (p *Pair) touch(changes []replication.Change) {
+	if len(changes) == 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var last *replication.Relation
+	note := func(r *replication.Relation) {
+		if r != last {
+			last = r
+			delete(p.verified, r.Name)
+			if p.comparing != nil {
+				p.comparing[r.Name] = true
+			}
+		}
+	}
+	for i := range changes {
+		note(changes[i].Relation)
+		for _, r := range changes[i].Truncated {
+			note(r)
+		}
+	}
+}
+
+// knownEqual lists the tables that need no comparison.
+func (p *Pair) knownEqual() map[replication.TableName]bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.verified)
+}
+
+func (p *Pair) compare(ctx context.Context, origin, destination *exported, only []replication.TableName, skip map[replication.TableName]bool) (verify.Report, error) {
 	tables, err := schema.Tables(ctx, origin.side.pool, p.o.Filter)
 	if err != nil {
 		return verify.Report{}, err
+	}
+	if len(skip) > 0 {
+		tables = slices.DeleteFunc(tables, func(t replication.Table) bool { return skip[t.Name] })
 	}
 	if len(only) > 0 {
 		for _, n := range only {
