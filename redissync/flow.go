@@ -39,7 +39,8 @@ type flow struct {
 	gaps        atomic.Int64
 	copied      *atomic.Int64
 
-	looking      sync.Mutex
+	originEye, destinationEye *eye
+
 	mu           sync.Mutex
 	changed      chan struct{}
 	feed         *feed
@@ -79,6 +80,7 @@ func newFlow(p *Pair, reverse, clean bool) *flow {
 		written: map[string]int64{}, reconciled: clean, copied: &p.copied, heard: time.Now(),
 	}
 	f.log = p.o.log().With("direction", direction(reverse))
+	f.originEye, f.destinationEye = f.newEye(f.origin), f.newEye(f.destination)
 	f.known.Store(&[]int{0})
 	if !clean {
 		f.holds = append(f.holds, f.queue.hold(time.Now()))
@@ -123,6 +125,8 @@ func (f *flow) run(ctx context.Context) error {
 		g.Go(func() error { return f.runWorker(ctx, i) })
 	}
 	err := g.Wait()
+	f.originEye.close()
+	f.destinationEye.close()
 	select {
 	case <-f.stop:
 		return nil

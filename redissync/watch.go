@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"replicator/internal/preflight"
 	"replicator/internal/retry"
 )
@@ -40,13 +42,13 @@ func (f *flow) runWatch(ctx context.Context) error {
 			side  side
 			check func() error
 		}{
-			{f.origin, func() error { return f.lookAtOrigin(ctx, origin) }},
-			{f.destination, func() error { return f.lookAtDestination(ctx, destination) }},
+			{f.origin, func() error { return f.originEye.look(ctx, f.lookAtOrigin) }},
+			{f.destination, func() error { return f.destinationEye.look(ctx, f.lookAtDestination) }},
 			{f.origin, func() error { return f.pollStreams(ctx, origin) }},
 		} {
 			err := at.check()
 			if err != nil {
-				err = at.check() // a connection that was idle or evicted needs no mention
+				err = at.check() // a connection that was ended meanwhile needs no mention
 			}
 			if err != nil && ctx.Err() == nil {
 				f.pair.problem(problemOf(err, at.side, direction(f.reverse)+" watch"))
@@ -64,8 +66,6 @@ func (f *flow) runWatch(ctx context.Context) error {
 
 // lookAtOrigin compares the origin with how it was last seen, and notes a gap where changes may have happened unreported.
 func (f *flow) lookAtOrigin(ctx context.Context, s *session) error {
-	f.looking.Lock() // readings must be compared in the order in which they were made
-	defer f.looking.Unlock()
 	info, err := readInfo(ctx, s, "server", "replication", "keyspace", "commandstats")
 	if err != nil {
 		return err
@@ -91,18 +91,43 @@ func (f *flow) lookAtOrigin(ctx context.Context, s *session) error {
 
 // lookNow looks at both servers at once, for what happened just before.
 func (f *flow) lookNow(ctx context.Context) error {
-	for _, at := range []struct {
-		side side
-		look func(context.Context, *session) error
-	}{{f.origin, f.lookAtOrigin}, {f.destination, f.lookAtDestination}} {
-		s := &session{endpoint: at.side.endpoint, name: f.pair.o.connectionName(f.role("look"))}
-		err := at.look(ctx, s)
-		s.close()
-		if err != nil {
-			return fmt.Errorf("look at the %s: %w", at.side.name, err)
-		}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return f.originEye.look(ctx, f.lookAtOrigin) })
+	g.Go(func() error { return f.destinationEye.look(ctx, f.lookAtDestination) })
+	return g.Wait()
+}
+
+// eye is a connection for looking at one server. Readings are made one after the other, since they are compared in that order.
+type eye struct {
+	turn    chan struct{}
+	session *session
+}
+
+func (f *flow) newEye(at side) *eye {
+	return &eye{turn: make(chan struct{}, 1), session: &session{endpoint: at.endpoint, name: f.pair.o.connectionName(f.role("look"))}}
+}
+
+func (e *eye) look(ctx context.Context, look func(context.Context, *session) error) error {
+	select {
+	case e.turn <- struct{}{}:
+		defer func() { <-e.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	err := look(ctx, e.session)
+	if err != nil && !isReplyError(err) && ctx.Err() == nil {
+		err = look(ctx, e.session) // the connection had been ended meanwhile
+	}
+	if err != nil {
+		return fmt.Errorf("look at %s: %w", e.session.endpoint.address, err)
 	}
 	return nil
+}
+
+func (e *eye) close() {
+	e.turn <- struct{}{}
+	e.session.close()
+	<-e.turn
 }
 
 func (f *flow) judgeRole(info serverInfo, at side) {
@@ -126,8 +151,6 @@ var writes = strings.Fields(`append bitfield bitop blmove blmpop blpop brpop brp
 
 // lookAtDestination notes a gap where the destination has lost or changed data, and names strangers that write there.
 func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
-	f.looking.Lock()
-	defer f.looking.Unlock()
 	info, err := readInfo(ctx, s, "server", "replication", "keyspace", "commandstats")
 	if err != nil {
 		return err
