@@ -51,11 +51,15 @@ type Calm struct {
 var ErrBusy = errors.New("locked")
 
 // shortWait bounds a wait in the queue, in which everybody else waits behind us. A plain autovacuum is cancelled once somebody has waited for
-// deadlock_timeout; longWait allows for that from the fourth round on. A holder's transaction of oldEnough won't end in shortWait.
+// deadlock_timeout; longWait allows for that from the fourth round on. A holder's transaction of oldEnough won't end in shortWait. Where there
+// is always such a one, because transactions of seconds overlap, waits grow from patience rounds on up to maxWait, unless one is stuck.
 const (
 	shortWait = 100 * time.Millisecond
 	longWait  = 3 * time.Second
+	maxWait   = time.Second
+	patience  = 5
 	oldEnough = time.Second
+	stuck     = time.Minute
 )
 
 // Run carries the steps out until all are done, or ctx ends. Steps that fail for another reason than a lock don't stop the others
@@ -136,6 +140,8 @@ func (c Calm) step(ctx context.Context, s LockedStep, mode LockMode, round int) 
 	switch {
 	case maintenance && round > 3:
 		wait = longWait
+	case round > patience && (len(found) == 0 || found[0].age < stuck.Seconds()):
+		wait = min(shortWait<<min(round-patience, 8), maxWait)
 	case len(found) > 0 && found[0].age > oldEnough.Seconds():
 		return fmt.Errorf("%w by %s, open for %v", ErrBusy, found[0].who, time.Duration(found[0].age*float64(time.Second)).Round(time.Millisecond))
 	}

@@ -121,6 +121,13 @@ func (f *fixture) names() []replication.TableName {
 func (f *fixture) begin() {
 	f.t.Helper()
 	f.install()
+	f.note()
+	f.copy(f.tables)
+}
+
+// note stores the position of now.
+func (f *fixture) note() {
+	f.t.Helper()
 	p, err := trigger.Begin(f.ctx(), f.pool)
 	if err != nil {
 		f.t.Fatal(err)
@@ -128,7 +135,6 @@ func (f *fixture) begin() {
 	if err := state.StartPosition(f.ctx(), f.there, f.id, replication.Forward, p); err != nil {
 		f.t.Fatal(err)
 	}
-	f.copy(f.tables)
 }
 
 func (f *fixture) copy(tables []replication.Table) {
