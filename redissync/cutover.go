@@ -88,14 +88,19 @@ func (p *Pair) Prepare(ctx context.Context, reverse bool) error {
 	if _, err := f.ready(ctx, true); err != nil {
 		return err
 	}
-	r, err := p.verify(ctx, f, true)
-	if err != nil {
-		return err
+	for _, all := range []bool{true, false} { // the second time, only what was touched during the first
+		r, err := p.verify(ctx, f, all)
+		if err != nil {
+			return err
+		}
+		if r.Mismatches > 0 {
+			return fmt.Errorf("redis pair %s: %d keys differ before the freeze, such as %s: make both sides equal with: replicator resync --pair %s", p.o.Name, r.Mismatches, r.Differences[0], p.o.Name)
+		}
+		if err := p.CaughtUp(ctx); err != nil {
+			return err
+		}
 	}
-	if r.Mismatches > 0 {
-		return fmt.Errorf("redis pair %s: %d keys differ before the freeze, such as %s: make both sides equal with: replicator resync --pair %s", p.o.Name, r.Mismatches, r.Differences[0], p.o.Name)
-	}
-	return p.CaughtUp(ctx)
+	return nil
 }
 
 // flowFor waits for the flow that copies in the given direction.

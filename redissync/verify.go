@@ -94,8 +94,11 @@ func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
 		f.verified, f.verifiedFull = map[keyID]struct{}{}, false
 	} else {
 		touched = slices.Collect(maps.Keys(f.verified))
+		f.verified = map[keyID]struct{}{} // what is touched from now on
 	}
 	f.mu.Unlock()
+	unsure := touched // to be compared again next time
+	defer func() { f.touch(unsure) }()
 	suspects, err := v.firstRound(ctx, all, touched)
 	if err != nil {
 		return Report{}, fmt.Errorf("verify: %w", err)
@@ -106,6 +109,7 @@ func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
 			return Report{}, fmt.Errorf("verify: %w", err)
 		}
 	}
+	unsure = slices.Collect(maps.Keys(suspects))
 	for id, kind := range suspects {
 		if kind == inMotion {
 			delete(suspects, id)
@@ -124,6 +128,18 @@ func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
 	}
 	p.o.Metrics.VerifyMismatches(len(suspects))
 	return r, nil
+}
+
+// touch adds keys to those that the next incomplete verification compares.
+func (f *flow) touch(ids []keyID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.verified == nil {
+		return
+	}
+	for _, id := range ids {
+		f.verified[id] = struct{}{}
+	}
 }
 
 // inMotion marks a suspect that was written to while it was compared.
