@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -336,7 +335,6 @@ func (f *fixture) exec(scripts ...string) {
 	pgtest.Exec(f.t, f.source, scripts...)
 }
 
-var discard = slog.New(slog.DiscardHandler)
 
 // execAll runs statements one by one in one session.
 func execAll(t *testing.T, url string, statements []string) {
