@@ -132,6 +132,20 @@ func (a *Applier) Close(ctx context.Context) {
 //
 // Errors: replication.ErrDeposed when another process leads; a preflight.Hinted that says what drifted or which row was missing.
 func (a *Applier) Apply(ctx context.Context, b *replication.Batch) (uint64, error) {
+	if err := a.boundPrepared(ctx); err != nil {
+		return 0, err
+	}
+	if at, err := a.fits(ctx, b); err != nil {
+		// What comes before the transaction that doesn't fit is carried out, so that the stored position names the place.
+		head, _ := b.Cut(func(m replication.Mark) bool { return m.End > at })
+		if !b.Whole() || head == nil || head == b {
+			return 0, err
+		}
+		if _, e := a.Apply(ctx, head); e != nil {
+			return 0, e
+		}
+		return 0, err
+	}
 	statements, fast, err := a.compile(ctx, b, false)
 	if err != nil {
 		return 0, err
@@ -170,6 +184,21 @@ func (a *Applier) Apply(ctx context.Context, b *replication.Batch) (uint64, erro
 		return 0, err
 	}
 	return a.finish(ctx, b)
+}
+
+// fits makes the plans of all tables that the batch touches. The error is that of the change with the index at.
+func (a *Applier) fits(ctx context.Context, b *replication.Batch) (at int, err error) {
+	for i := range b.Changes {
+		if _, err := a.plan(ctx, b.Changes[i].Relation); err != nil {
+			return i, err
+		}
+		for _, r := range b.Changes[i].Truncated {
+			if _, err := a.plan(ctx, r); err != nil {
+				return i, err
+			}
+		}
+	}
+	return 0, nil
 }
 
 // asSets carries the set form out. Where a constraint or a count refuses it, everything is as before: the transaction is undone, or, for a
@@ -215,10 +244,11 @@ func (a *Applier) finish(ctx context.Context, b *replication.Batch) (uint64, err
 // worthwhile tells whether the batch is worth the set form: one change is its own row statement, and none is nothing.
 func worthwhile(b *replication.Batch) bool { return len(b.Changes) > 1 }
 
-// refused tells whether the set form failed in a way that the original order may not: a constraint, or a count.
+// refused tells whether the set form failed in a way that the original order may not, or of which it can name the row: a constraint, a
+// count, a value.
 func refused(err error) bool {
 	var count *countError
-	return errors.As(err, &count) || strings.HasPrefix(postgres.Code(err), "23")
+	return errors.As(err, &count) || strings.HasPrefix(postgres.Code(err), "23") || strings.HasPrefix(postgres.Code(err), "22")
 }
 
 // compile turns the batch into set statements; fast is false where only the original order will do. With replace set, updated rows are
@@ -230,13 +260,6 @@ func (a *Applier) compile(ctx context.Context, b *replication.Batch, replace boo
 		p, err := a.plan(ctx, b.Changes[i].Relation)
 		if err != nil {
 			return nil, false, err
-		}
-		if b.Changes[i].Op == replication.Truncate {
-			for _, r := range b.Changes[i].Truncated {
-				if _, err := a.plan(ctx, r); err != nil {
-					return nil, false, err
-				}
-			}
 		}
 		if fast && !c.add(p, b.Changes[i]) {
 			fast = false
@@ -314,19 +337,29 @@ func (a *Applier) explain(err error, to replication.Position) error {
 			Hint: fmt.Sprintf("somebody changed the destination: nothing more is applied. Run `replicator resync --pair %s --table %s` to copy the table again", a.o.ID.Pair, count.st.table)})
 	case errors.As(err, &st) && strings.HasPrefix(postgres.Code(err), "23"):
 		return retry.Stop(&preflight.Hinted{Code: "constraint",
-			Err:  fmt.Errorf("%s of %s where %s, after position %s, is refused by the destination: %w", st.st.op, st.st.table, a.describe(st.st.change), a.position, withoutDetail(err)),
+			Err:  fmt.Errorf("%s of %s where %s, after position %s, is refused by the destination: %w", st.st.op, st.st.table, a.describe(st.st.change), a.position, withoutValues(err)),
 			Hint: fmt.Sprintf("the destination holds rows or constraints that the origin doesn't. Mend it, or run `replicator resync --pair %s --table %s`", a.o.ID.Pair, st.st.table)})
+	case errors.As(err, &st) && strings.HasPrefix(postgres.Code(err), "22"):
+		return retry.Stop(&preflight.Hinted{Code: "schema-drift",
+			Err:  fmt.Errorf("%s of %s where %s, after position %s, holds a value that the destination's type refuses: %w", st.st.op, st.st.table, a.describe(st.st.change), a.position, withoutValues(err)),
+			Hint: "nothing is lost and the pair waits: make the types on the destination like the origin's (a label that was added to an enum, a domain's constraint)"})
 	}
 	return a.preparing(err)
 }
 
-// withoutDetail keeps a server error's message without its detail, which shows values.
-func withoutDetail(err error) error {
+// withoutValues keeps of a server's error what shows no row's values: never the detail, and of class 22 ("Data Exception") not even the
+// message, which quotes the value.
+func withoutValues(err error) error {
 	var pe *pgconn.PgError
-	if errors.As(err, &pe) {
+	switch {
+	case !errors.As(err, &pe):
+		return err
+	case strings.HasPrefix(pe.Code, "22"):
+		return fmt.Errorf("SQLSTATE %s", pe.Code)
+	case pe.ConstraintName != "":
 		return fmt.Errorf("%s (SQLSTATE %s, constraint %q)", pe.Message, pe.Code, pe.ConstraintName)
 	}
-	return err
+	return fmt.Errorf("%s (SQLSTATE %s)", pe.Message, pe.Code)
 }
 
 // describe names the row of a change by its key.

@@ -150,15 +150,30 @@ func (a *Applier) one(ctx context.Context, p *plan, c *replication.Change) (stat
 	return st, nil
 }
 
-// truncate never cascades: the source has listed every table that it emptied, and the destination's may be others.
+const referencedSQL = `
+SELECT EXISTS (SELECT FROM unnest($1::text[]) n JOIN pg_constraint f ON f.contype = 'f' AND f.confrelid = to_regclass(n)
+               WHERE NOT f.conrelid = ANY (SELECT to_regclass(m) FROM unnest($1::text[]) m))`
+
+// truncate never cascades: the source has listed every table that it emptied, and the destination's may be others. TRUNCATE refuses a
+// table to which others refer; where those aren't emptied too (they are not replicated, or their copies have seen the truncation already)
+// the rows are deleted, which in replica role touches nothing else.
 func (a *Applier) truncate(ctx context.Context, c *replication.Change) (statement, error) {
-	var names []string
-	for _, r := range c.Truncated {
-		names = append(names, "ONLY "+r.Name.Quoted())
+	var names, only, deletes []string
+	for i, r := range c.Truncated {
+		names = append(names, r.Name.Quoted())
+		only = append(only, "ONLY "+r.Name.Quoted())
+		deletes = append(deletes, fmt.Sprintf("d%d AS (DELETE FROM ONLY %s)", i, r.Name.Quoted()))
 	}
-	sql := "TRUNCATE " + strings.Join(names, ", ")
+	var referenced bool
+	if err := a.conn.QueryRow(ctx, referencedSQL, names).Scan(&referenced); err != nil {
+		return statement{}, fmt.Errorf("look for foreign keys to %s: %w", c.Relation.Name, err)
+	}
+	sql := "TRUNCATE " + strings.Join(only, ", ")
 	if c.RestartIdentity {
 		sql += " RESTART IDENTITY"
+	}
+	if referenced {
+		sql = "WITH " + strings.Join(deletes, ", ") + " SELECT"
 	}
 	name, err := a.prepare(ctx, sql, nil)
 	if err != nil {
@@ -167,16 +182,26 @@ func (a *Applier) truncate(ctx context.Context, c *replication.Change) (statemen
 	return statement{name: name, expect: -1, table: c.Relation.Name, change: c, op: replication.Truncate}, nil
 }
 
-// prepare returns the name of the prepared statement for sql. The session holds a bounded number of them.
+// maxPrepared is how many prepared statements the session keeps from one batch to the next.
+const maxPrepared = 5000
+
+// boundPrepared lets go of the session's prepared statements when they have become many. Only between batches: a batch's statements are
+// all prepared before the first is sent.
+func (a *Applier) boundPrepared(ctx context.Context) error {
+	if len(a.prepared) < maxPrepared {
+		return nil
+	}
+	clear(a.prepared)
+	if err := a.conn.DeallocateAll(ctx); err != nil {
+		return fmt.Errorf("let go of prepared statements: %w", err)
+	}
+	return nil
+}
+
+// prepare returns the name of the prepared statement for sql.
 func (a *Applier) prepare(ctx context.Context, sql string, types []uint32) (string, error) {
 	if name, ok := a.prepared[sql]; ok {
 		return name, nil
-	}
-	if len(a.prepared) >= 5000 {
-		if _, err := a.conn.Exec(ctx, "DEALLOCATE ALL"); err != nil {
-			return "", err
-		}
-		clear(a.prepared)
 	}
 	a.serial++
 	name := fmt.Sprintf("replicator_%d", a.serial)
@@ -281,6 +306,6 @@ type statementError struct {
 }
 
 func (e *statementError) Error() string {
-	return fmt.Sprintf("%s of %s: %v", e.st.op, e.st.table, e.err)
+	return fmt.Sprintf("%s of %s: %v", e.st.op, e.st.table, withoutValues(e.err))
 }
 func (e *statementError) Unwrap() error { return e.err }
