@@ -31,6 +31,11 @@ func BenchmarkCopy(b *testing.B) {
 			b.Fatal(err)
 		}
 		ours := time.Since(started)
+		started = time.Now()
+		if r, err := p.VerifyNow(ctx); err != nil || r.Mismatches > 0 {
+			b.Fatalf("verify: %+v, %v", r, err)
+		}
+		b.ReportMetric(keys/time.Since(started).Seconds(), "verified/s")
 		b.ReportMetric(keys/ours.Seconds(), "keys/s")
 		b.ReportMetric(plain.Seconds()/ours.Seconds(), "of-floor")
 		cancel()

@@ -49,7 +49,9 @@ type flow struct {
 	reconciled   bool      // once at least
 	total        int64
 	originInfo   serverInfo
-	offset       time.Duration
+	offset       time.Duration    // of the clocks
+	slack        time.Duration    // of comparisons of expiries
+	clocked      bool             // both are measured
 	streams      map[keyID]string // keys that hold streams, with what their groups looked like
 	originSeen   seen
 	destSeen     seen
@@ -100,6 +102,13 @@ func (f *flow) role(what string) string { return direction(f.reverse) + "-" + wh
 func (f *flow) wake() {
 	close(f.changed)
 	f.changed = make(chan struct{})
+}
+
+// tolerance is how far expiries of equal keys may differ.
+func (f *flow) tolerance() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pair.o.tolerance() + f.slack
 }
 
 // run works until ctx ends or the flow is stopped.

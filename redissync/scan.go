@@ -199,7 +199,7 @@ func (f *flow) differing(ctx context.Context, origin, destination *session, here
 	f.mu.Unlock()
 	var out []string
 	big := func(key string, size int64) (bool, error) {
-		kind, ok, err := sameBig(ctx, origin, destination, here, there, db, key, size, offset, f.pair.o.tolerance())
+		kind, ok, err := sameBig(ctx, origin, destination, here, there, db, key, size, offset, f.tolerance())
 		if ok && err == nil && kind != "" {
 			out = append(out, key)
 		}
@@ -215,7 +215,7 @@ func (f *flow) differing(ctx context.Context, origin, destination *session, here
 					f.noteStreamLocked(keyID{db, k}, g)
 					f.mu.Unlock()
 				}
-				if g.body() != have[i].body() || !near(expiryThere(g, offset), have[i].expires, f.pair.o.tolerance()) {
+				if g.body() != have[i].body() || !near(expiryThere(g, offset), have[i].expires, f.tolerance()) {
 					out = append(out, k)
 				}
 			}

@@ -145,21 +145,33 @@ func clock(ctx context.Context, s *session) (ahead, exact time.Duration, err err
 }
 
 // clockOffset is what must be added to an expiry read on origin so that it falls on the same instant on destination: zero where
-// the clocks agree as far as can be measured, so that equal expiries stay equal.
-func clockOffset(ctx context.Context, origin, destination *session) (time.Duration, error) {
-	a, ea, err := clock(ctx, origin)
+// the clocks agree well enough, so that equal expiries stay equal. Slack is how far expiries of a key copied earlier, or in the other
+// direction, may differ because the offset was measured anew.
+func clockOffset(ctx context.Context, origin, destination *session) (offset, slack time.Duration, err error) {
+	a, exactA, err := clock(ctx, origin)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	b, eb, err := clock(ctx, destination)
+	b, exactB, err := clock(ctx, destination)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	d := b - a
-	if d.Abs() <= ea+eb+20*time.Millisecond {
-		return 0, nil
+	offset, slack = judgeOffset(b-a, exactA+exactB)
+	return offset, slack, nil
+}
+
+// agreeing is up to where two clocks count as the same.
+const agreeing = 20 * time.Millisecond
+
+func judgeOffset(ahead, exact time.Duration) (offset, slack time.Duration) {
+	if ahead.Abs() <= agreeing/4+exact {
+		return 0, 0
 	}
-	return d.Round(time.Millisecond), nil
+	slack = agreeing + 5*time.Millisecond + 2*exact
+	if ahead.Abs() <= agreeing+exact {
+		return 0, slack
+	}
+	return ahead.Round(time.Millisecond), slack
 }
 
 // clientInfo is one line of CLIENT LIST.

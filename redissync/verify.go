@@ -283,7 +283,7 @@ func (v *verifier) again(ctx context.Context, suspects map[keyID]string) (map[ke
 func (v *verifier) compare(ctx context.Context, db int, keys []string, suspects map[keyID]string) error {
 	o := v.f.pair.o
 	big := func(key string, size int64) (bool, error) {
-		kind, ok, err := sameBig(ctx, v.origin, v.destination, v.originInfo.version, v.destInfo.version, db, key, size, v.offset, o.tolerance())
+		kind, ok, err := sameBig(ctx, v.origin, v.destination, v.originInfo.version, v.destInfo.version, db, key, size, v.offset, v.f.tolerance())
 		if ok && err == nil && kind != "" {
 			suspects[keyID{db, key}] = kind
 		}
@@ -331,7 +331,7 @@ func (v *verifier) judge(ctx context.Context, db int, key string, here, there co
 			return "different", nil
 		}
 	}
-	if !near(expiryThere(here, v.offset), there.expires, v.f.pair.o.tolerance()) {
+	if !near(expiryThere(here, v.offset), there.expires, v.f.tolerance()) {
 		return "expiry", nil
 	}
 	return "", nil

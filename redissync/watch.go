@@ -22,12 +22,13 @@ func (f *flow) runWatch(ctx context.Context) error {
 	defer origin.close()
 	defer destination.close()
 	err := retry.Do(ctx, f.policy("clock", f.destination), func(ctx context.Context) error {
-		offset, err := clockOffset(ctx, origin, destination)
+		offset, slack, err := clockOffset(ctx, origin, destination)
 		if err != nil {
 			return err
 		}
 		f.mu.Lock()
-		f.offset = offset
+		f.offset, f.slack, f.clocked = offset, slack, true
+		f.wake()
 		f.mu.Unlock()
 		return nil
 	})

@@ -179,7 +179,7 @@ func (f *flow) noteStreamLocked(id keyID, c content) {
 func (f *flow) facts(ctx context.Context) (serverInfo, time.Duration, error) {
 	for {
 		f.mu.Lock()
-		info, offset, ok, changed := f.originInfo, f.offset, f.originSeen.ok && f.destSeen.ok, f.changed
+		info, offset, ok, changed := f.originInfo, f.offset, f.clocked && f.originSeen.ok && f.destSeen.ok, f.changed
 		f.mu.Unlock()
 		if ok {
 			return info, offset, nil
