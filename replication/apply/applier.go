@@ -28,7 +28,10 @@ type Options struct {
 	Direction string
 	// TypeNames gives the origin's names of types (format_type), for the check against drift.
 	TypeNames func(ctx context.Context, oids []uint32, mods []int32) ([]string, error)
-	Metrics   *metrics.Postgres
+	// Token, where set, passes the destination's write gate: the role may not set session_replication_role, and the caller has put aside
+	// what would act on the changes.
+	Token   string
+	Metrics *metrics.Postgres
 }
 
 // Applier applies batches over one session. It isn't safe for concurrent use.
@@ -66,7 +69,11 @@ func (a *Applier) prepareSession(ctx context.Context) error {
 	if _, err := a.conn.Exec(ctx, `SET synchronous_commit = off`); err != nil {
 		return fmt.Errorf("prepare the apply session: %w", err)
 	}
-	if _, err := a.conn.Exec(ctx, `SET session_replication_role = replica`); err != nil {
+	if a.o.Token != "" {
+		if _, err := a.conn.Exec(ctx, `SELECT set_config('replicator.token', $1, false)`, a.o.Token); err != nil {
+			return fmt.Errorf("pass the write gate: %w", err)
+		}
+	} else if _, err := a.conn.Exec(ctx, `SET session_replication_role = replica`); err != nil {
 		return retry.Stop(&preflight.Hinted{Code: "no-replica-role", Err: fmt.Errorf("set session_replication_role: %w", err),
 			Hint: "let the role do so: GRANT SET ON PARAMETER session_replication_role TO the role (PostgreSQL 15 and later), or use a role that may"})
 	}
