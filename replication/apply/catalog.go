@@ -29,6 +29,8 @@ type targetColumn struct {
 	generated bool
 	always    bool // GENERATED ALWAYS AS IDENTITY
 	required  bool // NOT NULL without default
+	// plain: equal values have equal bytes, whoever made them.
+	plain bool
 }
 
 const columnsSQL = `
@@ -36,7 +38,9 @@ SELECT a.attname::text, format_type(a.atttypid, -1), format_type(a.atttypid, a.a
        coalesce((SELECT quote_ident(n.nspname) FROM pg_type b JOIN pg_operator o ON o.oprleft = b.oid AND o.oprright = b.oid AND o.oprname = '='
                  JOIN pg_namespace n ON n.oid = o.oprnamespace
                  WHERE b.oid = coalesce(nullif(t.typbasetype, 0), t.oid) AND b.typtype = 'b' LIMIT 1), 'pg_catalog'),
-       a.attgenerated <> '', a.attidentity = 'a', a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
+       a.attgenerated <> '', a.attidentity = 'a', a.attnotnull AND NOT a.atthasdef AND a.attidentity = '',
+       t.typtype = 'e' OR coalesce(nullif(t.typbasetype, 0), t.oid) = ANY (ARRAY['bool', 'bytea', '"char"', 'name', 'int8', 'int2', 'int4', 'text', 'oid', 'json',
+         'bpchar', 'varchar', 'date', 'time', 'timestamp', 'timestamptz', 'timetz', 'uuid', 'money', 'interval', 'inet', 'cidr', 'macaddr', 'pg_lsn']::regtype[])
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`
 
@@ -56,7 +60,7 @@ func readTarget(ctx context.Context, conn *pgx.Conn, name replication.TableName)
 	}
 	t.columns, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (c targetColumn, err error) {
 		var operators string
-		err = r.Scan(&c.name, &c.cast, &c.typ, &operators, &c.generated, &c.always, &c.required)
+		err = r.Scan(&c.name, &c.cast, &c.typ, &operators, &c.generated, &c.always, &c.required, &c.plain)
 		c.equals = "OPERATOR(" + operators + ".=)"
 		return c, err
 	})

@@ -127,9 +127,10 @@ func (p *plan) updateSet(unchanged func(i int) bool) (sql string, columns []int)
 
 // Row statements: one change each, in text parameters whose types the server infers from the columns.
 
-// match identifies one row by the key, or where there is none by the whole old row, compared byte by byte as only *= does for types
-// without equality ("Composite Type Comparison"; the casts keep the parser from comparing column by column). Parameters start at
-// $first.
+// match identifies one row by the key, or where there is none by the whole old row: values whose bytes say all are compared byte by
+// byte, as only *= does for types without equality ("Composite Type Comparison"; the casts keep the parser from comparing column by
+// column); all others in their text form, which is what the stream says of them (the bytes of an array tell whether it ever held a NULL, those
+// of a NaN how it was computed). Parameters start at $first.
 func (p *plan) match(first int) (sql string, columns []int) {
 	var b strings.Builder
 	if len(p.key) > 0 {
@@ -142,17 +143,19 @@ func (p *plan) match(first int) (sql string, columns []int) {
 		}
 		return b.String(), p.key
 	}
-	var left, right strings.Builder
+	var left, right, texts strings.Builder
 	for i, c := range p.columns {
-		if i > 0 {
-			left.WriteString(", ")
-			right.WriteString(", ")
+		columns = append(columns, i)
+		if !c.plain {
+			fmt.Fprintf(&texts, " AND num_nulls(s.%s) = num_nulls($%d::text) AND format('%%s', s.%[1]s) = coalesce($%[2]d::text, '')", quote(c.name), first+i)
+			continue
 		}
+		comma(&left)
+		comma(&right)
 		fmt.Fprintf(&left, "s.%s", quote(c.name))
 		fmt.Fprintf(&right, "$%d::text::%s", first+i, c.cast)
-		columns = append(columns, i)
 	}
-	return "t.ctid = (SELECT s.ctid FROM ONLY " + p.table + " s WHERE ROW(" + left.String() + ")::record OPERATOR(pg_catalog.*=) ROW(" + right.String() + ")::record LIMIT 1)", columns
+	return "t.ctid = (SELECT s.ctid FROM ONLY " + p.table + " s WHERE ROW(" + left.String() + ")::record OPERATOR(pg_catalog.*=) ROW(" + right.String() + ")::record" + texts.String() + " LIMIT 1)", columns
 }
 
 func (p *plan) deleteRow() (sql string, match []int) {
