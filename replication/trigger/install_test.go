@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-
 	"replicator/internal/pgtest"
 	"replicator/internal/postgres"
 	"replicator/internal/preflight"
@@ -332,4 +331,3 @@ func TestSearchPathCannotHijackTheCapture(t *testing.T) {
 	s.caughtUp()
 	f.equal()
 }
-
