@@ -132,6 +132,7 @@ func TestCutoverAndRollbackUnderLoad(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, redistest.Options{}, redistest.Options{})
 	everyType(r.a, "0")
+	r.a.do("FUNCTION", "LOAD", "#!lua name=shop\nredis.register_function('price', function() return 7 end)")
 	p := r.run(false)
 	ctx := r.ctx()
 	r.caughtUp()
@@ -164,6 +165,9 @@ func TestCutoverAndRollbackUnderLoad(t *testing.T) {
 	app.end()
 	r.a.s.close()
 	r.b.s.close()
+	if v := r.b.do("FCALL", "price", "0"); v.num != 7 {
+		t.Errorf("the function wasn't carried over: %+v", v)
+	}
 	app.check(t, r.b, "on the active side")
 	r.caughtUp()
 	app.check(t, r.a, "on the side that follows")

@@ -239,10 +239,14 @@ func stormAndCompare(t *testing.T, rig *rig, r *rand.Rand, seed uint64, reverse 
 		func() { rig.stop(); rig.o.Epoch++; rig.run(reverse) },
 	}
 	if !soak() && rig.o.BigBytes > 0 {
-		troubles = troubles[2:4]
+		troubles = troubles[2:3]
+	}
+	clients := 4
+	if rig.o.BigBytes > 0 {
+		clients = 2
 	}
 	for _, trouble := range troubles {
-		s := startStorm(srv, r.Uint64(), 4, true)
+		s := startStorm(srv, r.Uint64(), clients, true)
 		for range 3 {
 			pause := time.NewTimer(time.Duration(50+r.IntN(150)) * time.Millisecond)
 			<-pause.C
@@ -261,7 +265,8 @@ func stormAndCompare(t *testing.T, rig *rig, r *rand.Rand, seed uint64, reverse 
 		}
 	}
 	// Turn round under load; at the freeze both sides are equal although the application goes on trying.
-	s := startStorm(srv, r.Uint64(), 4, true)
+	// Without SWAPDB and FLUSH in a row, which would keep the reconcile from ever ending.
+	s := startStorm(srv, r.Uint64(), clients, false)
 	ctx := rig.ctx()
 	rig.caughtUp()
 	upToArm(t, ctx, rig.pair, reverse)

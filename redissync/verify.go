@@ -76,6 +76,9 @@ func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
 	}
 	defer v.origin.close()
 	defer v.destination.close()
+	if _, _, err := f.facts(ctx); err != nil { // the clocks are known
+		return Report{}, err
+	}
 	var err error
 	if v.originInfo, err = readInfo(ctx, v.origin, "server", "keyspace"); err != nil {
 		return Report{}, fmt.Errorf("verify: %w", err)
