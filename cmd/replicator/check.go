@@ -5,14 +5,17 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
 	"replicator/internal/postgres"
 	"replicator/internal/preflight"
 	"replicator/redissync"
+	"replicator/replication"
 	"replicator/replication/probe"
 	"replicator/replication/schema"
+	"replicator/replication/trigger"
 )
 
 func (c *cli) checkCommand() *cobra.Command {
@@ -114,7 +117,10 @@ func probePostgres(ctx context.Context, cfg Config, p PostgresConfig) []prefligh
 	return probe.Run(ctx, probe.Options{
 		Pair: p.Name, SourceURL: p.Source.PostgresURL(), TargetURL: p.Target.PostgresURL(), Capture: string(p.Capture), Copy: string(p.Copy), Slot: p.Slot,
 		Catalog: schema.Catalog{Filter: schema.Filter{Include: p.Tables.Include, Exclude: p.Tables.Exclude}, PgDump: cfg.Tools.PgDump},
-		ID:      id, Resuming: begun(ctx, p.Target.PostgresURL(), id), Connections: p.CopyWorkers + 6,
+		Triggers: func(ctx context.Context, conn *pgx.Conn, tables []replication.Table) ([]preflight.Finding, error) {
+			return trigger.Check(ctx, conn, tables)
+		},
+		ID: id, Resuming: begun(ctx, p.Target.PostgresURL(), id), Connections: p.CopyWorkers + 6,
 	})
 }
 

@@ -113,7 +113,7 @@ func (d *daemon) newTerm(epoch int64, journal cutover.Journal) (*term, error) {
 		p := pair.New(pair.Options{
 			Migration: d.cfg.Migration, Name: c.Name, SourceURL: c.Source.PostgresURL(), TargetURL: c.Target.PostgresURL(), Epoch: epoch,
 			Filter: schema.Filter{Include: c.Tables.Include, Exclude: c.Tables.Exclude}, PgDump: d.cfg.Tools.PgDump, CopyWorkers: c.CopyWorkers,
-			Adopt: c.Slot, NoCopy: c.Copy == "none", NoCalmVerify: d.cfg.Cutover.Verify != "frozen",
+			Capture: string(c.Capture), Adopt: c.Slot, NoCopy: c.Copy == "none", NoCalmVerify: d.cfg.Cutover.Verify != "frozen",
 			RetainedWarning: int64(c.Guard.WarnRetained), RetainedLimit: int64(c.Guard.DropRetained), Log: d.log,
 			Metrics: func(read func() metrics.PostgresReading) *metrics.Postgres {
 				return metrics.NewPostgres(t.registry, c.Name, read)

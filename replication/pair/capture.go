@@ -12,7 +12,7 @@ import (
 
 // capture is how the changes of one direction are learned on its origin. All methods are idempotent.
 type capture interface {
-	// name is logical or trigger, reason why it was taken.
+	// name is logical or trigger.
 	name() string
 	// begin puts the capture in place for these tables, in place of any earlier one, which nobody waits for. From its return on no change
 	// is lost; it returns the position from which to stream.
@@ -22,7 +22,9 @@ type capture interface {
 	// check tells whether streaming from the destination's stored position loses nothing.
 	check(ctx context.Context, stored replication.Position) error
 	// source returns a source; seams are the tables' copies.
-	source(seams map[replication.TableName]replication.Seam) replication.Source
+	source(ctx context.Context, seams map[replication.TableName]replication.Seam) (replication.Source, error)
+	// start returns a position of now to stream from, for a capture that begin has put in place before.
+	start(ctx context.Context) (replication.Position, error)
 	// beat writes a row of ours with a token, and returns a position that covers everything that had committed when it was called.
 	beat(ctx context.Context, token string) (replication.Position, error)
 	// observe reads how far the origin is.
@@ -42,6 +44,8 @@ type observation struct {
 	at time.Time
 	// retained is what the origin keeps on disk for us, in bytes; nil if nothing can be said.
 	retained *int64
+	// holder names who keeps the origin from forgetting, empty if nobody does for long.
+	holder string
 }
 
 // logicalCapture reads a replication slot.
@@ -49,9 +53,6 @@ type logicalCapture struct {
 	p       *Pair
 	reverse bool
 }
-
-// capture returns the capture of a direction.
-func (p *Pair) capture(reverse bool) capture { return logicalCapture{p, reverse} }
 
 func (c logicalCapture) name() string { return "logical" }
 
@@ -115,8 +116,12 @@ func (c logicalCapture) check(ctx context.Context, stored replication.Position) 
 	return c.errorf(logical.CheckSlot(ctx, c.origin().pool, c.slot(), lsn))
 }
 
-func (c logicalCapture) source(seams map[replication.TableName]replication.Seam) replication.Source {
-	return logical.NewSource(logical.Options{URL: c.origin().url, ID: c.p.id, Slot: c.slot(), Publication: c.publication(), Seams: seams})
+func (c logicalCapture) source(_ context.Context, seams map[replication.TableName]replication.Seam) (replication.Source, error) {
+	return logical.NewSource(logical.Options{URL: c.origin().url, ID: c.p.id, Slot: c.slot(), Publication: c.publication(), Seams: seams}), nil
+}
+
+func (c logicalCapture) start(ctx context.Context) (replication.Position, error) {
+	return c.beat(ctx, "start")
 }
 
 func (c logicalCapture) beat(ctx context.Context, token string) (replication.Position, error) {

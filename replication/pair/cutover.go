@@ -111,12 +111,9 @@ func (p *Pair) checkSide(ctx context.Context, s *side, captures bool) []prefligh
 	switch {
 	case err != nil:
 		out = append(out, p.finding("unreachable", preflight.Error, s.name, err.Error(), "mend the connection"))
-	case level != "logical":
-		out = append(out, p.finding("reverse-wal-level", preflight.Error, s.name, fmt.Sprintf("wal_level is %s: the stream back needs logical", level),
-			"set wal_level = logical (on RDS: rds.logical_replication = 1) and restart the server; without it a rollback would lose writes"))
-	case !mayReplicate:
-		out = append(out, p.finding("reverse-privilege", preflight.Error, s.name, "the role has no REPLICATION attribute, which the stream back needs",
-			"ALTER ROLE … REPLICATION (on RDS: GRANT rds_replication TO the role)"))
+	case level != "logical" || !mayReplicate:
+		out = append(out, p.finding("reverse-triggers", preflight.Info, s.name, "the stream back will be captured by triggers, which slow writes down a little",
+			"for logical capture set wal_level = logical (on RDS: rds.logical_replication = 1) and give the role REPLICATION (on RDS: GRANT rds_replication)"))
 	}
 	return out
 }
@@ -162,6 +159,9 @@ func (p *Pair) Prepare(ctx context.Context, reverse bool) error {
 	}
 	there, err := schema.Tables(ctx, destination.pool, p.o.Filter)
 	if err != nil {
+		return err
+	}
+	if err := p.choose(ctx, !reverse); err != nil {
 		return err
 	}
 	if err := p.begin(ctx, !reverse, there); err != nil {
@@ -222,6 +222,9 @@ func (p *Pair) Freeze(ctx context.Context, reverse bool, deadline time.Time) err
 	ttl := time.Until(deadline)
 	if ttl <= 0 {
 		return fmt.Errorf("freeze the %s: the deadline has passed", origin.name)
+	}
+	if err := p.remember(ctx, origin, f.token); err != nil {
+		return err
 	}
 	if err := origin.gate.Arm(ctx, f.token, ttl); err != nil {
 		return fmt.Errorf("%s: %w", origin.name, err)
@@ -337,13 +340,17 @@ func (p *Pair) Arm(ctx context.Context, reverse bool) error {
 	if _, err := p.frozen(reverse); err != nil {
 		return err
 	}
-	origin, _ := p.ends(reverse)
+	origin, destination := p.ends(reverse)
 	p.mu.Lock()
 	armed := p.want == want(!reverse)
 	p.mu.Unlock()
 	if !armed {
+		// The destination will be written to by the application: what was put aside while it only followed comes back.
+		if err := p.leaveReplica(ctx, destination); err != nil {
+			return err
+		}
 		// Everything that the stream forth has written lies below this place; from here on the application's own writes follow.
-		start, err := p.capture(!reverse).beat(ctx, "arm")
+		start, err := p.capture(!reverse).start(ctx)
 		if err != nil {
 			return err
 		}
@@ -411,6 +418,10 @@ func (p *Pair) Retire(ctx context.Context, reverse bool) error {
 	if err := p.awaitReady(ctx); err != nil {
 		return err
 	}
+	_, destination := p.ends(reverse)
+	if err := p.validate(ctx, destination); err != nil {
+		return err
+	}
 	return p.capture(reverse).end(ctx)
 }
 
@@ -428,6 +439,12 @@ func (p *Pair) Thaw(ctx context.Context, reverse bool) error {
 		if err := p.setWant(ctx, wantNone); err != nil {
 			return err
 		}
+	}
+	if err := p.leaveReplica(ctx, origin); err != nil {
+		return err
+	}
+	if err := p.validate(ctx, origin); err != nil {
+		return err
 	}
 	st, err := origin.gate.State(ctx)
 	if err != nil {

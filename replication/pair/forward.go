@@ -94,6 +94,9 @@ const (
 // dump stores the source's schema on the target, so that a restart goes on with the same one.
 func (p *Pair) dump(ctx context.Context, stored *state.Pair) error {
 	p.phase(Starting)
+	if err := p.choose(ctx, false); err != nil {
+		return err
+	}
 	entries, err := schema.Dump(ctx, schema.DumpOptions{PgDump: p.o.PgDump, URL: p.source.url, ID: p.id})
 	if err != nil {
 		return err
@@ -103,7 +106,7 @@ func (p *Pair) dump(ctx context.Context, stored *state.Pair) error {
 	if err != nil {
 		return err
 	}
-	stored.Step, stored.Capture, stored.Fingerprint = state.StepDumped, "logical", fp.Hash()
+	stored.Step, stored.Capture, stored.Fingerprint = state.StepDumped, p.capture(false).name(), fp.Hash()
 	if err := p.source.pool.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&stored.SourceSystem); err != nil {
 		stored.SourceSystem = "" // not everybody may read it; the slot itself belongs to one server
 	}
@@ -462,7 +465,11 @@ func (p *Pair) shut(ctx context.Context, s *side) error {
 	if st.Armed && st.Permanent {
 		return nil
 	}
-	if err := s.gate.Arm(ctx, newToken(), 0); err != nil {
+	token := newToken()
+	if err := p.remember(ctx, s, token); err != nil {
+		return err
+	}
+	if err := s.gate.Arm(ctx, token, 0); err != nil {
 		return fmt.Errorf("shut the %s's gate: %w", s.name, err)
 	}
 	return nil

@@ -47,7 +47,16 @@ type commit struct {
 // stream runs a direction until ctx ends or something fails. running, if not nil, is called beside the stream.
 func (p *Pair) stream(ctx context.Context, reverse bool, seams map[replication.TableName]replication.Seam, running func(context.Context, *link) error) (err error) {
 	origin, destination := p.ends(reverse)
-	a, err := apply.Open(ctx, apply.Options{URL: destination.url, ID: p.id, Direction: replication.Direction(reverse), Metrics: p.metrics,
+	if err := p.enterReplica(ctx, destination); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	token := ""
+	if destination.ordinary {
+		token = destination.token
+	}
+	p.mu.Unlock()
+	a, err := apply.Open(ctx, apply.Options{URL: destination.url, ID: p.id, Direction: replication.Direction(reverse), Token: token, Metrics: p.metrics,
 		TypeNames: func(ctx context.Context, oids []uint32, mods []int32) ([]string, error) {
 			return typeNames(ctx, origin, oids, mods)
 		}})
@@ -59,8 +68,12 @@ func (p *Pair) stream(ctx context.Context, reverse bool, seams map[replication.T
 	if err := c.check(ctx, a.Position()); err != nil {
 		return err
 	}
+	source, err := c.source(ctx, seams)
+	if err != nil {
+		return err
+	}
 	l := &link{
-		p: p, reverse: reverse, origin: origin, destination: destination, applier: a, capture: c, source: c.source(seams),
+		p: p, reverse: reverse, origin: origin, destination: destination, applier: a, capture: c, source: source,
 		durable: a.Position(), holds: make(chan *hold), moved: make(chan struct{}), nudge: make(chan struct{}, 1),
 	}
 	p.mu.Lock()
@@ -296,6 +309,9 @@ func (l *link) await(ctx context.Context, position replication.Position) error {
 		select {
 		case l.nudge <- struct{}{}:
 		default:
+		}
+		if s, ok := l.source.(interface{ Nudge() }); ok {
+			s.Nudge()
 		}
 		select {
 		case <-ctx.Done():

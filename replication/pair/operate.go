@@ -159,7 +159,16 @@ func (p *Pair) putBack(ctx context.Context, s *side) error {
 	if err != nil {
 		return err
 	}
+	if err := p.leaveReplica(ctx, s); err != nil {
+		return err
+	}
+	if err := p.validate(ctx, s); err != nil {
+		return err
+	}
 	for _, u := range undos {
+		if u.What == undoTrigger || u.What == undoForeignKey {
+			continue
+		}
 		if u.What != undoIdentity {
 			return fmt.Errorf("%s: put back %q of %s.%s: made by another version of the program: run that one's finish", s.name, u.What, u.Schema, u.Name)
 		}

@@ -44,6 +44,8 @@ type Options struct {
 	// name that ObjectName gives, made before that slot.
 	NoCopy bool
 	Adopt  string
+	// Capture is Logical, Trigger or "auto": what the source allows.
+	Capture string
 	// NoCalmVerify leaves out the comparison before a freeze, after which the freeze compares only what has changed meanwhile.
 	NoCalmVerify bool
 
@@ -55,8 +57,11 @@ type Options struct {
 type side struct {
 	name string // "source" or "target"
 	url  string
-	pool *pgxpool.Pool
-	gate *gate.Gate
+	// ordinary: the role may not set session_replication_role. token is that of the gate's last arming, by which our own writes pass then.
+	ordinary bool
+	token    string
+	pool     *pgxpool.Pool
+	gate     *gate.Gate
 }
 
 // Pair moves one database. New only builds it; Run does the work, and the coordinator's methods may be called while Run runs.
@@ -85,7 +90,8 @@ type Pair struct {
 	// comparing, while a comparison runs, are the tables that the stream has changed since its snapshots.
 	comparing map[replication.TableName]bool
 	verifying chan struct{} // holds a token while a comparison runs
-	applied   atomic.Int64  // source transactions, since the process started
+	captures  map[bool]string
+	applied   atomic.Int64 // source transactions, since the process started
 }
 
 type wanted int
@@ -117,10 +123,10 @@ func New(o Options) *Pair {
 	p := &Pair{
 		o: o, id: postgres.Identity{Migration: o.Migration, Pair: o.Name, Epoch: o.Epoch},
 		log: o.Log.With("pair", o.Name), ready: make(chan struct{}),
-		verified: map[replication.TableName]bool{}, verifying: make(chan struct{}, 1), changed: make(chan struct{}), stopped: make(chan struct{}),
+		verified: map[replication.TableName]bool{}, verifying: make(chan struct{}, 1), captures: map[bool]string{}, changed: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	close(p.stopped)
-	p.status = Status{Name: o.Name, Capture: "logical", CaptureReason: "the source grants logical replication", Phase: Starting}
+	p.status = Status{Name: o.Name, Capture: o.Capture, Phase: Starting}
 	p.source = &side{name: "source", url: o.SourceURL}
 	p.target = &side{name: "target", url: o.TargetURL}
 	if o.Metrics != nil {
@@ -180,8 +186,15 @@ func (p *Pair) open(ctx context.Context) error {
 		if err := state.Terminate(ctx, s.pool, p.id); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
+		ordinary, err := p.isOrdinary(ctx, s)
+		if err != nil {
+			return err
+		}
+		p.mu.Lock()
+		s.ordinary = ordinary
+		p.mu.Unlock()
 	}
-	return nil
+	return p.recall(ctx)
 }
 
 // keepTrying repeats f until it succeeds, ctx ends or the lead is lost. What goes wrong is shown as a problem meanwhile.

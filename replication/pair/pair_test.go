@@ -11,9 +11,10 @@ import (
 
 // The main road: everything that a source may hold moves while it is written to, stays equal, is switched, comes back, and leaves
 // no trace.
-func TestMoveSwitchAndReturn(t *testing.T) {
+func TestMoveSwitchAndReturn(t *testing.T) { everyCapture(t, moveSwitchAndReturn) }
+
+func moveSwitchAndReturn(t *testing.T, f *fixture) {
 	s := seed(t)
-	f := newFixture(t)
 	pgtest.Exec(t, f.source, variedSchema)
 	before := pgtest.DumpSchema(t, f.source)
 	stop := writers(t, f.source, s, 4)

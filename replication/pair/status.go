@@ -89,6 +89,10 @@ func (p *Pair) Status() Status {
 	if s.failure != nil {
 		s.Problems = append(s.Problems, *s.failure)
 	}
+	if p.lag.holder != "" {
+		s.Problems = append(s.Problems, preflight.Finding{Code: "horizon-held", Severity: preflight.Warning, Pair: p.o.Name,
+			Message: "an old transaction keeps the change log from being emptied: " + p.lag.holder, Hint: "end it if nobody needs it: SELECT pg_terminate_backend(pid)"})
+	}
 	if len(s.lacking) > 0 && !p.active {
 		s.Problems = append(s.Problems, p.lackingProblem(s.lacking))
 	}
@@ -123,6 +127,7 @@ type lagSamples struct {
 	reached  func(p, q replication.Position) (bool, error)
 	offset   time.Duration // origin's clock minus ours
 	retained *int64
+	holder   string // who keeps the origin from forgetting
 }
 
 type lagSample struct {
@@ -219,5 +224,5 @@ func (p *Pair) observe(ctx context.Context, c capture) {
 	if len(g.samples) < 3600 && (len(g.samples) == 0 || g.samples[len(g.samples)-1].position != o.position) {
 		g.samples = append(g.samples, g.last)
 	}
-	g.retained = o.retained
+	g.retained, g.holder = o.retained, o.holder
 }

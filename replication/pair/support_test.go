@@ -40,6 +40,7 @@ type fixture struct {
 	t              *testing.T
 	source, target string
 	migration      string
+	capture        string
 	pair           *Pair
 	epoch          int64
 	done           chan error // what Run returned
@@ -51,6 +52,22 @@ func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	s := pgtest.Shared(t)
 	return &fixture{t: t, source: s.Database(t), target: s.Database(t), migration: "m" + strconv.FormatUint(rand.Uint64()%1e9, 10)}
+}
+
+// everyCapture runs a test once for each capture, with the roles that it is made for: a role that may replicate and one like Heroku's.
+func everyCapture(t *testing.T, test func(t *testing.T, f *fixture)) {
+	t.Run(Logical, func(t *testing.T) {
+		f := newFixture(t)
+		f.capture = Logical
+		test(t, f)
+	})
+	t.Run(Trigger, func(t *testing.T) {
+		f := newFixture(t)
+		f.capture = Trigger
+		s := pgtest.Shared(t)
+		f.source, f.target = s.HerokuOwner(t, f.source), s.RDSMaster(t, f.target)
+		test(t, f)
+	})
 }
 
 // start runs the pair as a new leader would.
@@ -70,7 +87,7 @@ func (f *fixture) start(reverse bool) {
 		f.t.Fatal(err)
 	}
 	f.epoch = lead.Epoch
-	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch,
+	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture,
 		Log: slog.New(slog.NewTextHandler(testWriter{f.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))})
 	p := f.pair
 	done := make(chan error, 1)

@@ -18,6 +18,7 @@ var captures = []struct {
 	probe func(*run, context.Context, *side)
 }{
 	{"logical", (*run).logical},
+	{"trigger", (*run).trigger},
 }
 
 // capture looks at the capture that is configured, or at each until one is possible.
@@ -40,14 +41,46 @@ func (r *run) capture(ctx context.Context, s *side) {
 	}
 	r.findings = append(r.findings, obstacles...)
 	if len(tried) == 0 {
-		r.fail(s.name, "capture", "set capture to auto or logical", "capture %s is not in this release", r.Capture)
+		r.fail(s.name, "capture", "set capture to auto, logical or trigger", "there is no capture %s", r.Capture)
 		return
 	}
 	r.fail(s.name, "capture", "mend the errors above, or restore a copy of the database on a server that allows logical replication and migrate from there",
 		"the source doesn't allow %s capture", strings.Join(tried, " or "))
 }
 
-var captureWords = map[string]string{"logical": "logical decoding of the write-ahead log"}
+var captureWords = map[string]string{"logical": "logical decoding of the write-ahead log", "trigger": "triggers that keep a change log"}
+
+// trigger looks at what a change log needs: tables that the role owns, with keys, and a schema to keep it in.
+func (r *run) trigger(ctx context.Context, s *side) {
+	if r.Triggers == nil {
+		r.fail(s.name, "capture", "set capture to auto or logical", "capture by triggers is not in this program")
+		return
+	}
+	var create bool
+	if err := s.conn.QueryRow(ctx, `SELECT has_database_privilege(current_database(), 'CREATE')`).Scan(&create); err != nil {
+		r.broke(s.name, "capture-schema", err)
+		return
+	}
+	if create {
+		r.ok(s.name, "capture-schema", "role %s may make schema replicator", s.user)
+	} else {
+		r.fail(s.name, "capture-schema", "GRANT CREATE ON DATABASE … TO "+quote(s.user), "role %s may not make schemas in the database", s.user)
+	}
+	tables, err := r.Catalog.Tables(ctx, s.conn)
+	if err != nil {
+		r.broke(s.name, "capture", err)
+		return
+	}
+	findings, err := r.Triggers(ctx, s.conn, tables)
+	if err != nil {
+		r.broke(s.name, "capture", err)
+		return
+	}
+	for _, f := range findings {
+		f.Pair, f.Side = r.Pair, s.name
+		r.findings = append(r.findings, f)
+	}
+}
 
 // logical looks at what a logical replication slot and a publication need.
 func (r *run) logical(ctx context.Context, s *side) {

@@ -31,6 +31,8 @@ type Options struct {
 	Capture, Copy, Slot string
 	Catalog             Catalog
 	ID                  postgres.Identity
+	// Triggers looks at what trigger capture needs of the tables; package trigger's Check is made for it.
+	Triggers func(ctx context.Context, conn *pgx.Conn, tables []replication.Table) ([]preflight.Finding, error)
 	// Resuming tells that this migration has begun already: the target holds its tables and state, the source its slot.
 	Resuming bool
 	// Connections is how many sessions the pair will need on each side; 10 if zero.

@@ -264,8 +264,8 @@ func (r *run) sourceRollback(_ context.Context, s *side) {
 	if s.replicaRole {
 		r.ok(s.name, "rollback-apply", "role %s may set session_replication_role: the way back can be applied", s.user)
 	} else {
-		r.warn(s.name, "rollback-apply", "grant it (a superuser: GRANT SET ON PARAMETER session_replication_role TO "+quote(s.user)+", from version 15 on), or do without rollback",
-			"role %s may not set session_replication_role: after the cutover there is no rollback to this server", s.user)
+		r.info(s.name, "rollback-apply", "nothing has to be done; what is put aside comes back before a rollback opens this side, and at finish",
+			"role %s may not set session_replication_role: from the switch on this side's triggers are disabled and its foreign keys dropped while it only follows", s.user)
 	}
 }
 

@@ -265,3 +265,35 @@ func (p *Pairs) Undos(ctx context.Context, side string) ([]Undo, error) {
 	}
 	return out, nil
 }
+
+// Settings reads what the pair has chosen.
+func (p *Pairs) Settings(ctx context.Context) (map[string]string, error) {
+	rows, err := p.pool.Query(ctx, `SELECT key, value FROM replicator.setting WHERE migration = $1 AND pair = $2`, p.id.Migration, p.id.Pair)
+	if err != nil {
+		return nil, fmt.Errorf("read the pair's settings: %w", err)
+	}
+	out := map[string]string{}
+	var key, value string
+	if _, err := pgx.ForEachRow(rows, []any{&key, &value}, func() error { out[key] = value; return nil }); err != nil {
+		return nil, fmt.Errorf("read the pair's settings: %w", err)
+	}
+	return out, nil
+}
+
+// Set writes a choice of the pair's.
+func (p *Pairs) Set(ctx context.Context, key, value string) error {
+	return p.fenced(ctx, "write the pair's settings", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO replicator.setting VALUES ($1, $2, $3, $4) ON CONFLICT (migration, pair, key) DO UPDATE SET value = excluded.value`,
+			p.id.Migration, p.id.Pair, key, value)
+		return err
+	})
+}
+
+// Undone removes a note of what to put back, once it has been.
+func (p *Pairs) Undone(ctx context.Context, u Undo) error {
+	return p.fenced(ctx, "note what was put back", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `DELETE FROM replicator.undo WHERE migration = $1 AND pair = $2 AND side = $3 AND what = $4 AND schema_name = $5 AND name = $6`,
+			p.id.Migration, p.id.Pair, u.Side, u.What, u.Schema, u.Name)
+		return err
+	})
+}

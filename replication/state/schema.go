@@ -118,6 +118,16 @@ CREATE TABLE replicator.heartbeat (
 );
 COMMENT ON TABLE replicator.heartbeat IS 'Rows that the stream carries for itself: heartbeats and fences.';
 `,
+	`
+CREATE TABLE replicator.setting (
+	migration text NOT NULL,
+	pair text NOT NULL,
+	key text NOT NULL,
+	value text NOT NULL,
+	PRIMARY KEY (migration, pair, key)
+);
+COMMENT ON TABLE replicator.setting IS 'What a pair has chosen and must remember: each direction''s capture, each side''s gate token.';
+`,
 }
 
 // Ensure creates or upgrades schema `replicator`. It is idempotent and safe against another process doing the same.

@@ -132,7 +132,7 @@ func (f existing) refused(t replication.Table) (why, remedy string) {
 const lookSQL = `
 SELECT c.oid, pg_has_role(c.relowner, 'USAGE'),
        c.relforcerowsecurity AND NOT (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user),
-       has_schema_privilege('replicator', 'CREATE'),
+       coalesce(has_schema_privilege(to_regnamespace('replicator'), 'CREATE'), has_database_privilege(current_database(), 'CREATE')),
        coalesce((SELECT p.prosrc FROM pg_proc p WHERE p.pronamespace = 'replicator'::regnamespace AND p.proname = 'capture_' || c.oid AND p.pronargs = 0), ''),
        coalesce((SELECT t.tgenabled::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = c.oid AND t.tgname = 'replicator_capture'
          AND p.pronamespace = 'replicator'::regnamespace AND p.proname = 'capture_' || c.oid AND t.tgtype = 29 AND t.tgqual IS NULL), ''),
