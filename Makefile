@@ -44,9 +44,9 @@ soak: ## run the long tests in full: every seed, every version pair (hours)
 		-p 1 -count 1 -timeout $(SOAK_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(PACKAGES)
 
 .PHONY: bench
-bench: ## measure on real servers (minutes; needs an idle machine)
-	@scripts/install-tools pg redis
-	@go test -run '^$$' -bench '$(or $(RUN),.)' -benchtime 1x -p 1 -timeout 1h $(PACKAGES)
+bench: ## measure against native replication on real servers (REPLICATOR_BENCH_SCALE=1 REPLICATOR_BENCH_ROUNDS=5 for the full sizes; needs an idle machine)
+	@scripts/install-tools pg
+	@go test -run '^$$' -bench '$(or $(RUN),.)' -benchtime 1x -timeout 5h ./internal/bench
 
 .PHONY: lint
 lint: ## check formatting, go vet, the linters and the import arrows

@@ -55,6 +55,8 @@ var rooms = []struct {
 	// The end-to-end tests see no more than that: the demo's servers, shop and daemon.
 	{path: "internal/e2e", tests: []string{"internal/demo"}},
 	{path: "internal/e2e", may: with(), tests: []string{"internal/demo"}},
+	// The benchmarks put pairs to work beside native replication.
+	{path: "internal/bench", tests: []string{"replication"}},
 	{path: "internal/pgtest"},
 	{path: "internal/redistest"},
 	{path: "internal/arrows"},

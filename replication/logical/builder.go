@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -33,6 +34,9 @@ type builder struct {
 	// reached is the place up to which everything has been handed over or is in cur. A server that has just started to send names places
 	// before it.
 	reached uint64
+
+	// busy is set while a batch waits for the applier.
+	busy atomic.Bool
 
 	filled chan struct{} // something may be taken
 	taken  chan struct{} // something was taken
@@ -252,6 +256,23 @@ func size(c replication.Change) int {
 	return n
 }
 
+// position formats an LSN as pg_lsn's text form does, once a transaction.
 func position(lsn uint64) replication.Position {
-	return replication.Position(pglogrepl.LSN(lsn).String())
+	const digits = "0123456789ABCDEF"
+	var b [17]byte
+	at := len(b)
+	half := func(v uint32) {
+		for {
+			at--
+			b[at] = digits[v&15]
+			if v >>= 4; v == 0 {
+				return
+			}
+		}
+	}
+	half(uint32(lsn))
+	at--
+	b[at] = '/'
+	half(uint32(lsn >> 32))
+	return replication.Position(b[at:])
 }

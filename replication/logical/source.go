@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync/atomic"
 	"time"
 
@@ -107,7 +108,8 @@ func (s *Source) Stream(ctx context.Context, start replication.Position, out cha
 	if err != nil {
 		return err
 	}
-	conn, err := postgres.ConnectReplication(ctx, s.o.URL, s.o.ID, "stream")
+	b := newBuilder(s.o.Limits, lsn, s.o.Seams)
+	conn, err := postgres.ConnectReplication(ctx, s.o.URL, s.o.ID, "stream", func(r io.Reader) io.Reader { return newPace(r, &b.busy) })
 	if err != nil {
 		return err
 	}
@@ -123,7 +125,6 @@ func (s *Source) Stream(ctx context.Context, start replication.Position, out cha
 	if err := pglogrepl.StartReplication(ctx, conn, s.o.Slot, pglogrepl.LSN(lsn), pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication, PluginArgs: args}); err != nil {
 		return fmt.Errorf("start streaming from slot %q at %s: %w", s.o.Slot, pglogrepl.LSN(lsn), err)
 	}
-	b := newBuilder(s.o.Limits, lsn, s.o.Seams)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.read(ctx, conn, b) })
 	g.Go(func() error { return s.report(ctx, conn) })
@@ -135,8 +136,24 @@ func (s *Source) Stream(ctx context.Context, start replication.Position, out cha
 func ignoreClosed(error) error { return nil }
 
 func (s *Source) read(ctx context.Context, conn *pgconn.PgConn, b *builder) error {
+	// The session would watch the context anew for each message.
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		_ = conn.Conn().SetReadDeadline(time.Now()) // a broken connection needs no deadline
+	})
+	defer func() {
+		if !stop() {
+			<-done
+			_ = conn.Conn().SetReadDeadline(time.Time{}) // closing the session waits for the server's end of it
+		}
+	}()
+	patient := context.WithoutCancel(ctx)
 	for {
-		msg, err := conn.ReceiveMessage(ctx)
+		msg, err := conn.ReceiveMessage(patient)
+		if err != nil && ctx.Err() != nil {
+			err = ctx.Err()
+		}
 		if err != nil {
 			return fmt.Errorf("receive from slot %q: %w", s.o.Slot, err)
 		}
@@ -240,10 +257,12 @@ func deliver(ctx context.Context, b *builder, out chan<- *replication.Batch) err
 			}
 			continue
 		}
+		b.busy.Store(true)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case out <- batch:
+			b.busy.Store(false)
 		}
 	}
 }

@@ -1,0 +1,124 @@
+package bench
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"replicator/replication/pair"
+)
+
+// system is one way to get the source's changes to the target: a database there, a slot, and a switch.
+type system struct {
+	name string
+	db   string
+	url  string
+	slot string
+	conn *pgx.Conn
+	// enable lets it drain, disable stops it; both are also called when nothing is to be done.
+	enable, disable func()
+	// pid is replicator's process, 0 for native.
+	pid func() int
+	// results of the drains so far
+	drains []drain
+}
+
+// drain is one measured run.
+type drain struct {
+	seconds                     float64
+	sender, applier, replicator float64 // CPU seconds: of the walsender, of the backend that applies, of replicator's process
+}
+
+// native makes a subscription with streaming off. Its tables are copied and all is in step when it returns; it is disabled.
+func (w *world) native(name, options string) *system {
+	w.b.Helper()
+	s := w.database(name)
+	s.slot = "native_" + name
+	w.exec(s.url, w.schema)
+	w.exec(w.origin, "CREATE PUBLICATION "+s.slot+" FOR TABLE "+w.publishable())
+	w.exec(s.url, fmt.Sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION %s WITH (streaming = off, %s)", s.slot, w.loopback(), s.slot, options))
+	until(w.b, "copied native subscription", 10*time.Minute, func() bool {
+		return value[bool](w, s.conn, "SELECT count(*) > 0 AND bool_and(srsubstate = 'r') FROM pg_subscription_rel")
+	})
+	s.enable = func() { w.exec(s.url, "ALTER SUBSCRIPTION "+s.slot+" ENABLE") }
+	s.disable = func() {
+		w.exec(s.url, "ALTER SUBSCRIPTION "+s.slot+" DISABLE")
+		w.idle(s)
+	}
+	s.pid = func() int { return 0 }
+	s.disable()
+	return s
+}
+
+// replicator makes a pair, waits until it streams, and stops it.
+func (w *world) replicator() *system {
+	w.b.Helper()
+	s := w.database("replicator")
+	s.slot = "replicator_bench_main"
+	var c *child
+	s.enable = func() { c = start(w.b, order{Source: w.origin, Target: s.url, Migration: "bench"}) }
+	s.disable = func() {
+		c.stop(w.b)
+		w.idle(s)
+	}
+	s.pid = func() int { return c.cmd.Process.Pid }
+	s.enable()
+	c.await(w.b, pair.Streaming)
+	s.disable()
+	return s
+}
+
+func (w *world) database(name string) *system {
+	w.b.Helper()
+	w.exec(w.target.URL("postgres"), "CREATE DATABASE db_"+name)
+	s := &system{name: name, db: "db_" + name, url: w.target.URL("db_" + name)}
+	s.conn = w.connect(s.url)
+	w.systems = append(w.systems, s)
+	return s
+}
+
+const activeSQL = `SELECT coalesce((SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1), 0)`
+
+// idle waits until nobody reads the system's slot.
+func (w *world) idle(s *system) {
+	w.b.Helper()
+	until(w.b, "end of "+s.name, time.Minute, func() bool { return value[int](w, w.control, activeSQL, s.slot) == 0 })
+}
+
+// applierSQL finds the backend that applies: native's worker, or replicator's session.
+const applierSQL = `SELECT coalesce((SELECT pid FROM pg_stat_activity WHERE datname = $1
+	AND (backend_type = 'logical replication worker' OR application_name LIKE 'replicator/%/apply/%') ORDER BY backend_start LIMIT 1), 0)`
+
+// drain lets one system work until the target shows the last transaction, bench_done's row id.
+func (w *world) drain(s *system, id int, limit time.Duration) drain {
+	w.b.Helper()
+	end := value[string](w, w.control, "SELECT pg_current_wal_flush_lsn()::text")
+	s.enable()
+	var sender int
+	until(w.b, "active slot of "+s.name, time.Minute, func() bool {
+		sender = value[int](w, w.control, activeSQL, s.slot)
+		return sender != 0
+	})
+	began := time.Now()
+	applier := value[int](w, s.conn, applierSQL, s.db)
+	var d drain
+	before := [3]float64{cpu(sender), cpu(applier), 0}
+	if pid := s.pid(); pid != 0 {
+		before[2] = cpu(pid)
+	}
+	until(w.b, "end of the backlog of "+s.name, limit, func() bool {
+		return value[bool](w, s.conn, "SELECT EXISTS (SELECT FROM bench_done WHERE id = $1)", id)
+	})
+	d.seconds = time.Since(began).Seconds()
+	d.sender, d.applier = cpu(sender)-before[0], cpu(applier)-before[1]
+	if pid := s.pid(); pid != 0 {
+		d.replicator = cpu(pid) - before[2]
+	}
+	// Whoever is stopped before it has acknowledged decodes the same again the next time.
+	until(w.b, "acknowledgement by "+s.name, time.Minute, func() bool {
+		return value[bool](w, w.control, "SELECT confirmed_flush_lsn >= $2::pg_lsn FROM pg_replication_slots WHERE slot_name = $1", s.slot, end)
+	})
+	s.disable()
+	return d
+}
