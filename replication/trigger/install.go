@@ -133,11 +133,11 @@ const lookSQL = `
 SELECT c.oid, pg_has_role(c.relowner, 'USAGE'),
        c.relforcerowsecurity AND NOT (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user),
        coalesce(has_schema_privilege(to_regnamespace('replicator'), 'CREATE'), has_database_privilege(current_database(), 'CREATE')),
-       coalesce((SELECT p.prosrc FROM pg_proc p WHERE p.pronamespace = 'replicator'::regnamespace AND p.proname = 'capture_' || c.oid AND p.pronargs = 0), ''),
+       coalesce((SELECT p.prosrc FROM pg_proc p WHERE p.pronamespace = to_regnamespace('replicator') AND p.proname = 'capture_' || c.oid AND p.pronargs = 0), ''),
        coalesce((SELECT t.tgenabled::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = c.oid AND t.tgname = 'replicator_capture'
-         AND p.pronamespace = 'replicator'::regnamespace AND p.proname = 'capture_' || c.oid AND t.tgtype = 29 AND t.tgqual IS NULL), ''),
+         AND p.pronamespace = to_regnamespace('replicator') AND p.proname = 'capture_' || c.oid AND t.tgtype = 29 AND t.tgqual IS NULL), ''),
        coalesce((SELECT t.tgenabled::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = c.oid AND t.tgname = 'replicator_capture_truncate'
-         AND p.pronamespace = 'replicator'::regnamespace AND p.proname = 'capture_truncate' AND t.tgtype = 32), ''),
+         AND p.pronamespace = to_regnamespace('replicator') AND p.proname = 'capture_truncate' AND t.tgtype = 32), ''),
        x.names, x.types, x.builtin, x.collations, x.operators
 FROM pg_class c CROSS JOIN LATERAL (
   SELECT array_agg(a.attname::text ORDER BY a.attnum) AS names,
