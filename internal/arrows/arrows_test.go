@@ -56,7 +56,7 @@ var rooms = []struct {
 	{path: "internal/e2e", tests: []string{"internal/demo"}},
 	{path: "internal/e2e", may: with(), tests: []string{"internal/demo"}},
 	// The benchmarks put pairs to work beside native replication.
-	{path: "internal/bench", tests: []string{"replication"}},
+	{path: "internal/bench", may: with(), tests: []string{"replication"}},
 	{path: "internal/pgtest"},
 	{path: "internal/redistest"},
 	{path: "internal/arrows"},
