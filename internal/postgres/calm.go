@@ -34,7 +34,7 @@ var conflicting = map[LockMode][]string{
 type LockedStep struct {
 	OID  uint32
 	Name string // for people
-	// Statements take the lock and make the change. A table that is gone meanwhile needs none.
+	// Statements take the lock and make the change. A table that is gone meanwhile needs none: the step counts as done.
 	Statements []string
 }
 
@@ -145,7 +145,7 @@ func (c Calm) step(ctx context.Context, s LockedStep, mode LockMode, round int) 
 	case len(found) > 0 && found[0].age > oldEnough.Seconds():
 		return fmt.Errorf("%w by %s, open for %v", ErrBusy, found[0].who, time.Duration(found[0].age*float64(time.Second)).Round(time.Millisecond))
 	}
-	return pgx.BeginTxFunc(ctx, c.Pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+	err = pgx.BeginTxFunc(ctx, c.Pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, boundWaitSQL, wait.Milliseconds()); err != nil {
 			return fmt.Errorf("bound the wait: %w", err)
 		}
@@ -156,6 +156,10 @@ func (c Calm) step(ctx context.Context, s LockedStep, mode LockMode, round int) 
 		}
 		return nil
 	})
+	if Code(err) == CodeUndefinedTable {
+		return nil
+	}
+	return err
 }
 
 // boundWaitSQL: of a long wait no more than deadlock_timeout and a little is used, the moment at which autovacuum is cancelled.

@@ -6,22 +6,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"replicator/internal/postgres"
-	"replicator/internal/retry"
 	"replicator/replication"
-)
-
-// A table's lock is asked for with a wait this short, so that the application never queues behind us for longer. longWait is used
-// from the fourth try where nothing but maintenance is in the way: a server cancels an autovacuum (not one against wraparound) that
-// somebody has waited for during deadlock_timeout.
-const (
-	shortWait     = 100 * time.Millisecond
-	maxLongWait   = 3 * time.Second
-	oldEnoughWait = time.Second // a holder's transaction as old as this won't end within shortWait: don't even queue
 )
 
 // Install makes schema replicator, the function (disarmed, unless it exists: an armed gate stays armed) and the triggers on the given
@@ -39,7 +28,7 @@ func (g *Gate) Install(ctx context.Context, tables []replication.TableName) erro
 	if err != nil {
 		return fmt.Errorf("install the write gate: %w", err)
 	}
-	if err := g.inRounds(ctx, todo, "install", "ShareRowExclusiveLock", func(r relation) []string {
+	if err := g.inRounds(ctx, todo, "install", postgres.ShareRowExclusive, func(r relation) []string {
 		var out []string
 		if r.present {
 			out = append(out, "DROP TRIGGER IF EXISTS replicator_gate ON "+r.name.Quoted())
@@ -191,7 +180,7 @@ func (g *Gate) Uninstall(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("uninstall the write gate: list its triggers: %w", err)
 	}
-	if err := g.inRounds(ctx, todo, "uninstall", "AccessExclusiveLock", func(r relation) []string {
+	if err := g.inRounds(ctx, todo, "uninstall", postgres.AccessExclusive, func(r relation) []string {
 		return []string{"DROP TRIGGER IF EXISTS replicator_gate ON " + r.name.Quoted()}
 	}); err != nil {
 		return fmt.Errorf("uninstall the write gate: %w", err)
@@ -220,40 +209,17 @@ func (g *Gate) dropSchema(ctx context.Context) error {
 	return nil
 }
 
-// inRounds runs each relation's statements in a transaction of its own. A round tries every pending relation once, so that a busy one
-// doesn't hold up the rest; rounds are repeated with back-off while busy ones are left. Other errors don't stop the others
-// either, but are not tried again.
-func (g *Gate) inRounds(ctx context.Context, todo []relation, verb, mode string, statements func(relation) []string) error {
-	var refused []error
-	round := 0
-	err := retry.Do(ctx, retry.Policy{First: 200 * time.Millisecond, Max: 5 * time.Second}, func(ctx context.Context) error {
-		round++
-		var busy []relation
-		var why error
-		for _, r := range todo {
-			err := g.lockedStep(ctx, r, mode, round, statements(r))
-			switch {
-			case err == nil:
-				g.log.Debug("write gate: "+verb, "table", r.name.String())
-			case ctx.Err() != nil:
-				return retry.Stop(errors.Join(err, why))
-			case postgres.IsTransient(err) || errors.Is(err, errBusy):
-				busy = append(busy, r)
-				if why == nil || errors.Is(err, errBusy) {
-					why = fmt.Errorf("%s: %w", r.name, err)
-				}
-			default:
-				refused = append(refused, explain(r, verb, err))
-			}
-		}
-		todo = busy
-		if len(busy) > 0 {
-			g.log.Info("write gate: waiting for a lock on busy tables", "step", verb, "tables", len(busy), "round", round, "waits_for", why.Error())
-			return fmt.Errorf("%d table(s) are still busy, for example %w: let those transactions end and try again; what is done stays done", len(busy), why)
-		}
-		return nil
+// inRounds runs each relation's statements in a transaction of its own, the busy ones again after the others.
+func (g *Gate) inRounds(ctx context.Context, todo []relation, verb string, mode postgres.LockMode, statements func(relation) []string) error {
+	steps := make([]postgres.LockedStep, len(todo))
+	for i, r := range todo {
+		steps[i] = postgres.LockedStep{OID: r.oid, Name: r.name.String(), Statements: statements(r)}
+	}
+	run := postgres.Calm{Pool: g.pool, Log: g.log, What: "write gate: " + verb}
+	return run.Run(ctx, steps, mode, func(s postgres.LockedStep, err error) error {
+		i := slices.IndexFunc(todo, func(r relation) bool { return r.oid == s.OID })
+		return explain(todo[i], verb, err)
 	})
-	return errors.Join(append(refused, err)...)
 }
 
 func explain(r relation, verb string, err error) error {
@@ -262,73 +228,3 @@ func explain(r relation, verb string, err error) error {
 	}
 	return fmt.Errorf("%s the trigger on %s: %w", verb, r.name, err)
 }
-
-var errBusy = errors.New("locked")
-
-// conflictsSQL lists sessions in the way of a lock that isn't available; our own included, which end soon. What may not be seen of other roles'
-// sessions is NULL: age 0.
-const conflictsSQL = `
-SELECT coalesce(l.pid, 0), coalesce(a.usename::text, ''), coalesce(a.application_name, ''), coalesce(a.state, 'state unknown'), l.mode,
-       coalesce(extract(epoch FROM pg_catalog.clock_timestamp() - a.xact_start), 0)::float8
-FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'relation' AND l.granted AND l.relation = $1
-  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-  AND l.mode = ANY($2) AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
-ORDER BY 6 DESC`
-
-// conflicting are the modes that conflict with the two locks we take ("Explicit Locking", Conflicting Lock Modes).
-var conflicting = map[string][]string{
-	"ShareRowExclusiveLock": {"RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"},
-	"AccessExclusiveLock": {"AccessShareLock", "RowShareLock", "RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock",
-		"ExclusiveLock", "AccessExclusiveLock"},
-}
-
-// lockedStep runs the statements under a short lock_timeout. It looks before it queues: behind a transaction that has been open for long,
-// even a short wait, repeated, would only hurt the application.
-func (g *Gate) lockedStep(ctx context.Context, r relation, mode string, round int, statements []string) error {
-	wait := shortWait
-	rows, err := g.pool.Query(ctx, conflictsSQL, r.oid, conflicting[mode])
-	if err != nil {
-		return fmt.Errorf("read pg_locks: %w", err)
-	}
-	type conflict struct {
-		Holder
-		mode string
-	}
-	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (conflict, error) {
-		var c conflict
-		var age float64
-		err := row.Scan(&c.PID, &c.User, &c.Application, &c.State, &c.mode, &age)
-		c.Age, c.Tables = time.Duration(age*float64(time.Second)), []string{r.name.String()}
-		return c, err
-	})
-	if err != nil {
-		return fmt.Errorf("read pg_locks: %w", err)
-	}
-	maintenance := len(found) > 0 && !slices.ContainsFunc(found, func(c conflict) bool { return c.mode != "ShareUpdateExclusiveLock" })
-	switch {
-	case maintenance && round > 3:
-		wait = maxLongWait
-	case len(found) > 0 && found[0].Age > oldEnoughWait:
-		return fmt.Errorf("%w by %s", errBusy, found[0].Holder)
-	}
-	return pgx.BeginTxFunc(ctx, g.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, lockTimeoutSQL, wait.Milliseconds()); err != nil {
-			return fmt.Errorf("bound the wait: %w", err)
-		}
-		for _, s := range statements {
-			if _, err := tx.Exec(ctx, s); err != nil {
-				if postgres.Code(err) == postgres.CodeUndefinedTable {
-					return nil // dropped meanwhile
-				}
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// lockTimeoutSQL: of a long wait no more than deadlock_timeout and a little is used, the moment at which autovacuum is cancelled.
-const lockTimeoutSQL = `
-SELECT set_config('lock_timeout', least($1::bigint, greatest(100,
-  (SELECT setting::bigint + 200 FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout')))::text || 'ms', true)`

@@ -83,9 +83,9 @@ func (d described) createLog(oid uint32) []string {
 // the path as well would double what it costs the application (8 µs of 16 a row, PostgreSQL 15), and is done only where settings have to be
 // pinned anyway.
 func (d described) create(oid uint32) (string, error) {
-	mark, err := json.Marshal(d)
+	description, err := d.comment()
 	if err != nil {
-		return "", fmt.Errorf("describe the capture of %s: %w", d.Table, err)
+		return "", err
 	}
 	pin := ""
 	asText := len(d.Key) == 0
@@ -96,9 +96,9 @@ func (d described) create(oid uint32) (string, error) {
 		// Text forms must not depend on the session that writes (compare the settings pinned in internal/postgres).
 		pin = "SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET extra_float_digits = 3 SET lc_monetary = 'C' SET timezone = 'UTC' SET bytea_output = 'hex' SET xmloption = 'content'"
 	}
-	body := descriptionMark + string(mark) + "\n" + d.keyed(oid)
+	body := description + d.keyed(oid)
 	if len(d.Key) == 0 {
-		body = descriptionMark + string(mark) + "\n" + d.keyless(oid)
+		body = description + d.keyless(oid)
 	}
 	return "CREATE OR REPLACE FUNCTION " + functionName(oid) + "() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER " + pin + " AS" + replication.QuoteLiteral(body), nil
 }
@@ -157,6 +157,15 @@ func (d described) keyless(oid uint32) string {
 		"  IF old_row IS NOT NULL AND new_row IS NOT NULL AND old_row OPERATOR(pg_catalog.=) new_row THEN\n    RETURN NULL;\n  END IF;\n" +
 		"  IF old_row IS NOT NULL THEN\n    " + into + "'D', old_row);\n  END IF;\n" +
 		"  IF new_row IS NOT NULL THEN\n    " + into + "'I', new_row);\n  END IF;\n  RETURN NULL;\nEND\n"
+}
+
+// comment is the line that parseDescription reads.
+func (d described) comment() (string, error) {
+	b, err := json.Marshal(d)
+	if err != nil {
+		return "", fmt.Errorf("describe the capture of %s: %w", d.Table, err)
+	}
+	return descriptionMark + string(b) + "\n", nil
 }
 
 func parseDescription(src string) (described, bool) {
