@@ -278,7 +278,8 @@ func (w *worker) pipe(ctx context.Context, t replication.Table, form string, fre
 		_ = in.CloseWithError(errors.Join(err, io.ErrClosedPipe))
 		return err
 	})
-	return rows, bytes, g.Wait()
+	err = g.Wait()
+	return rows, bytes, err
 }
 
 type counter struct {

@@ -24,9 +24,11 @@ LIMIT 5`
 // place, no stream will ever carry. It returns the transaction id from which on snapshots are good: a snapshot whose xmin is
 // at least that misses none of them. waiting hears of who holds it up.
 func Horizon(ctx context.Context, conn *pgx.Conn, waiting func(string)) (uint64, error) {
-	q, err := current(ctx, conn)
-	if err != nil {
-		return 0, err
+	// A snapshot's own xmax would not do: it is the id after the latest that has ended, and transactions beyond it may be open. An id
+	// that is given out now is above those of all that are.
+	var now uint64
+	if err := conn.QueryRow(ctx, `SELECT pg_current_xact_id()::text::bigint`).Scan(&now); err != nil {
+		return 0, fmt.Errorf("read the current transaction id: %w", err)
 	}
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
@@ -36,14 +38,14 @@ func Horizon(ctx context.Context, conn *pgx.Conn, waiting func(string)) (uint64,
 		if err != nil {
 			return 0, err
 		}
-		if s.Xmin >= q.Xmax {
+		if s.Xmin > now {
 			if waiting != nil {
 				waiting("")
 			}
-			return q.Xmax, nil
+			return now + 1, nil
 		}
 		if waiting != nil && time.Since(began) > 2*time.Second {
-			rows, err := conn.Query(ctx, holdersSQL, fmt.Sprint(q.Xmax))
+			rows, err := conn.Query(ctx, holdersSQL, fmt.Sprint(now))
 			if err != nil {
 				return 0, fmt.Errorf("look for open transactions: %w", err)
 			}
