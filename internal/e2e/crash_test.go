@@ -19,8 +19,10 @@ var attemptPhases = []string{"preflight", "hooks", "freeze", "fence", "drain", "
 // TestCrashes kills the daemon with SIGKILL at random moments under load: while it copies, while it streams, and in every phase of
 // a cutover and a rollback. It is started again each time, an attempt that went back is simply started anew, and at the end of
 // each migration nothing may be lost, doubled or different.
-func TestCrashes(t *testing.T) {
-	kills, seed := 6, uint64(time.Now().UnixNano())
+func TestCrashes(t *testing.T) { everyCapture(t, crashes) }
+
+func crashes(t *testing.T, o demo.ServersOptions) {
+	kills, seed := 4, uint64(time.Now().UnixNano())
 	if os.Getenv("REPLICATOR_SOAK") != "" {
 		kills = 50
 	}
@@ -36,7 +38,7 @@ func TestCrashes(t *testing.T) {
 	for n := 0; n < kills; {
 		done := 0
 		// A world of its own for every few kills: each has to live through them all.
-		ok := t.Run(fmt.Sprintf("after_%d", n), func(t *testing.T) { done = crashWorld(t, r, phases, kills-n) })
+		ok := t.Run(fmt.Sprintf("after_%d", n), func(t *testing.T) { done = crashWorld(t, o, r, phases, kills-n) })
 		if !ok {
 			t.Fatalf("set REPLICATOR_SEED=%d to see it again", seed)
 		}
@@ -68,10 +70,10 @@ type crasher struct {
 	spent int
 }
 
-func crashWorld(t *testing.T, r *rand.Rand, phases *deck, kills int) (spent int) {
+func crashWorld(t *testing.T, o demo.ServersOptions, r *rand.Rand, phases *deck, kills int) (spent int) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	c := &crasher{world: newWorld(t, demo.ServersOptions{Capture: "logical"}, r.Uint64()), r: r, left: kills}
+	c := &crasher{world: newWorld(t, o, r.Uint64()), r: r, left: kills}
 	c.start()
 
 	// While it starts and copies.

@@ -18,10 +18,12 @@ import (
 )
 
 // TestRealData moves the Chinook database, beside the shop, while both are written to.
-func TestRealData(t *testing.T) {
+func TestRealData(t *testing.T) { everyCapture(t, realData) }
+
+func realData(t *testing.T, o demo.ServersOptions) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	w := newWorld(t, demo.ServersOptions{Capture: "logical"}, 2)
+	w := newWorld(t, o, 2)
 	pgtest.LoadChinook(t, w.servers.Source.PostgresURL)
 	writing, stop := context.WithCancel(ctx)
 	music := make(chan error, 1)

@@ -13,10 +13,12 @@ import (
 
 // TestWholeRoad goes the operator's way by the commands alone, under load: check, run, wait, verify, a dry run, a cutover, a
 // rollback, finish. Afterwards the source's schema is what it was, and nothing named replicator is left on either side.
-func TestWholeRoad(t *testing.T) {
+func TestWholeRoad(t *testing.T) { everyCapture(t, wholeRoad) }
+
+func wholeRoad(t *testing.T, o demo.ServersOptions) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	w := newWorld(t, demo.ServersOptions{Capture: "logical"}, 1)
+	w := newWorld(t, o, 1)
 	schemaBefore := pgtest.DumpSchema(t, w.servers.SourcePostgres.URL("shop"))
 
 	w.run(ctx, 0, "check", "--config", w.config.Path)

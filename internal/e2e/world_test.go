@@ -65,6 +65,13 @@ type world struct {
 // size is large enough for a copy to be met while it runs.
 var size = shop.Size{Users: 2000, Products: 300, Orders: 8000, Events: 12000, Keys: 6000, Seed: 1}
 
+// everyCapture runs a test once for each capture, on servers whose roles are made for it.
+func everyCapture(t *testing.T, test func(t *testing.T, o demo.ServersOptions)) {
+	for _, capture := range []string{"logical", "trigger"} {
+		t.Run(capture, func(t *testing.T) { test(t, demo.ServersOptions{Capture: capture}) })
+	}
+}
+
 // newWorld starts servers with a loaded shop, the writers, and readies a daemon, not started yet. All ends with the test.
 func newWorld(t *testing.T, o demo.ServersOptions, seed uint64) *world {
 	t.Helper()
