@@ -98,7 +98,7 @@ func TestGoesOnWhenBothSidesAgree(t *testing.T) {
 func TestDriftIsAskedFirst(t *testing.T) {
 	f := newFixture(t, kinds)
 	drifted := errors.New("drifted")
-	f.o.DriftEvery = time.Nanosecond
+	f.o.DriftEvery = time.Hour // what has come is noticed at once all the same
 	f.o.Drift = func(ctx context.Context, q trigger.Querier) error {
 		var n int
 		if err := q.QueryRow(ctx, `SELECT count(*) FROM pg_class WHERE relname = 'unheard'`).Scan(&n); err != nil {

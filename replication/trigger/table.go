@@ -35,21 +35,44 @@ type shape struct {
 }
 
 func (s *shape) same(o *shape) bool {
-	return s != nil && s.name == o.name && slices.Equal(s.columns, o.columns) && s.otherKeys == o.otherKeys
+	return s != nil && s.name == o.name && s.otherKeys == o.otherKeys &&
+		slices.EqualFunc(s.columns, o.columns, func(a, b replication.RelationColumn) bool {
+			return a.Name == b.Name && a.TypeOID == b.TypeOID && a.TypeMod == b.TypeMod
+		})
 }
 
 // shapeSQL reads tables as the transaction's snapshot shows them. rewritten: since the snapshot was taken, the rows have moved to another
 // file (TRUNCATE, or an ALTER TABLE that rewrites), and under the snapshot the table looks empty ("Caveats" of concurrency control).
 const shapeSQL = `
-SELECT c.oid, n.nspname, c.relname, c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid),
-       (SELECT count(*) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)) > $2,
-       a.names, a.types, a.mods
+SELECT jsonb_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'rewritten', c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid),
+       'unique', (SELECT count(*) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)), 'columns', coalesce(a.columns, '[]'))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
-  SELECT coalesce(array_agg(attname::text ORDER BY attnum), '{}') AS names, coalesce(array_agg(atttypid::bigint ORDER BY attnum), '{}') AS types,
-         coalesce(array_agg(atttypmod ORDER BY attnum), '{}') AS mods
+  SELECT jsonb_agg(jsonb_build_object('name', attname, 'type', atttypid::bigint, 'mod', atttypmod) ORDER BY attnum) AS columns
   FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = '') a
-WHERE c.oid = ANY($1)`
+WHERE c.oid = ANY($1::text::oid[])`
+
+// found is one row of shapeSQL.
+type found struct {
+	OID       uint32 `json:"oid"`
+	Schema    string `json:"schema"`
+	Name      string `json:"name"`
+	Rewritten bool   `json:"rewritten"`
+	Unique    int    `json:"unique"`
+	Columns   []struct {
+		Name string `json:"name"`
+		Type uint32 `json:"type"`
+		Mod  int32  `json:"mod"`
+	} `json:"columns"`
+}
+
+func (f found) shape(t *captured) *shape {
+	s := &shape{name: replication.TableName{Schema: f.Schema, Name: f.Name}, otherKeys: f.Unique > min(len(t.log.Key), 1)}
+	for _, c := range f.Columns {
+		s.columns = append(s.columns, replication.RelationColumn{Name: c.Name, TypeOID: c.Type, TypeMod: c.Mod})
+	}
+	return s
+}
 
 // describe gives the table the shape it has in the window's snapshot. What the log knows of it must still hold.
 func (t *captured) describe(found *shape) error {

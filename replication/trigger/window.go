@@ -2,6 +2,7 @@ package trigger
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -32,8 +33,9 @@ type reader struct {
 	lookedAt time.Time
 	// beat identifies the heartbeat row that was last seen.
 	beat string
-	// driftAsked is when Options.Drift was last asked.
+	// driftAsked is when Options.Drift was last asked, catalog what tablesSQL said then.
 	driftAsked time.Time
+	catalog    string
 	upkeepAt   time.Time
 }
 
@@ -334,15 +336,34 @@ SELECT x.oid::text FROM unnest($1::text::oid[]) x(oid) LEFT JOIN pg_trigger t
   ON t.tgrelid = x.oid AND t.tgname IN ('replicator_capture', 'replicator_capture_truncate') AND t.tgenabled = 'A'
 GROUP BY x.oid HAVING count(t.oid) <> 2`
 
+// tablesSQL identifies the set of tables; a partition that was attached or a table that came or went changes it.
+const tablesSQL = `
+SELECT count(*) || ' ' || coalesce(sum(c.oid::bigint), 0) || ' ' || (SELECT count(*) || ' ' || coalesce(sum(inhrelid::bigint * 31 + inhparent::bigint), 0) FROM pg_inherits)
+FROM pg_class c WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'`
+
 // check locks the tables that have changes, and makes sure that the window can be trusted: no table has been rewritten since the snapshot was
 // taken, all triggers have stood in place, and the catalog is as it was.
 func (w *window) check(ctx context.Context) error {
 	var queries []query
 	var bad uint32
+	var tables string
+	var shapes []found
 	if len(w.dirty) > 0 {
-		queries = append(queries, query{sql: lockStatement(w.dirty)})
+		oids := make([]uint32, len(w.dirty))
+		for i, t := range w.dirty {
+			oids[i] = t.oid
+		}
+		queries = append(queries, query{sql: lockStatement(w.dirty)}, query{shapeSQL, [][]byte{oidArray(oids)}, func(row [][]byte) error {
+			var f found
+			err := json.Unmarshal(row[0], &f)
+			shapes = append(shapes, f)
+			return err
+		}})
 	}
-	queries = append(queries, query{enabledSQL, [][]byte{oidArray(w.oids)}, func(row [][]byte) error {
+	queries = append(queries, query{tablesSQL, nil, func(row [][]byte) error {
+		tables = string(row[0])
+		return nil
+	}}, query{enabledSQL, [][]byte{oidArray(w.oids)}, func(row [][]byte) error {
 		oid, err := strconv.ParseUint(string(row[0]), 10, 32)
 		bad = uint32(oid)
 		return err
@@ -359,18 +380,37 @@ func (w *window) check(ctx context.Context) error {
 		return retry.Stop(&preflight.Hinted{Code: "capture-disabled", Err: fmt.Errorf("the capture triggers of table %s are, or were for a while, switched off or gone (ALTER TABLE … DISABLE TRIGGER, or the table was dropped): changes may be missing", name),
 			Hint: fmt.Sprintf("run `replicator resync` with --table %s, and keep triggers enabled: DISABLE TRIGGER ALL and USER hit ours too", name)})
 	}
-	reshaped, err := w.shapes(ctx)
+	reshaped, err := w.describe(shapes)
 	if err != nil {
 		return err
 	}
-	if w.s.o.Drift == nil || (!reshaped && time.Since(w.driftAsked) < w.s.o.DriftEvery) {
+	if w.s.o.Drift == nil || (!reshaped && tables == w.catalog && time.Since(w.driftAsked) < w.s.o.DriftEvery) {
 		return nil
 	}
 	if err := w.s.o.Drift(ctx, w.conn); err != nil {
 		return err
 	}
-	w.driftAsked = time.Now()
+	w.driftAsked, w.catalog = time.Now(), tables
 	return nil
+}
+
+// describe takes over the descriptions of the tables that have changes; reshaped tells whether one is new or no longer what it was.
+func (w *window) describe(shapes []found) (reshaped bool, err error) {
+	for _, f := range shapes {
+		if f.Rewritten {
+			return false, errRewritten
+		}
+		t := w.tables[f.OID]
+		was := t.shape
+		if err := t.describe(f.shape(t)); err != nil {
+			return false, err
+		}
+		reshaped = reshaped || t.shape != was
+	}
+	if len(shapes) != len(w.dirty) {
+		return false, retry.Stop(&preflight.Hinted{Code: "capture-altered", Err: errors.New("a table with changes was dropped"), Hint: "exclude it, or make it again and run `replicator resync` for it"})
+	}
+	return reshaped, nil
 }
 
 func oidArray(oids []uint32) []byte {
@@ -382,55 +422,6 @@ func oidArray(oids []uint32) []byte {
 		b = strconv.AppendUint(b, uint64(o), 10)
 	}
 	return append(b, '}')
-}
-
-// shapes reads the descriptions of the tables that have changes; reshaped tells whether one is new or no longer what it was.
-func (w *window) shapes(ctx context.Context) (reshaped bool, err error) {
-	byKeys := map[int][]uint32{}
-	for _, t := range w.dirty {
-		byKeys[min(len(t.log.Key), 1)] = append(byKeys[min(len(t.log.Key), 1)], t.oid)
-	}
-	seen := 0
-	for keys, oids := range byKeys {
-		rows, err := w.conn.Query(ctx, shapeSQL, oids, keys)
-		if err != nil {
-			return false, fmt.Errorf("read the tables' catalog: %w", err)
-		}
-		for rows.Next() {
-			var oid uint32
-			var rewritten bool
-			var names []string
-			var types []int64
-			var mods []int32
-			s := &shape{}
-			if err := rows.Scan(&oid, &s.name.Schema, &s.name.Name, &rewritten, &s.otherKeys, &names, &types, &mods); err != nil {
-				rows.Close()
-				return false, fmt.Errorf("read the tables' catalog: %w", err)
-			}
-			if rewritten {
-				rows.Close()
-				return false, errRewritten
-			}
-			for i := range names {
-				s.columns = append(s.columns, replication.RelationColumn{Name: names[i], TypeOID: uint32(types[i]), TypeMod: mods[i]})
-			}
-			t := w.tables[oid]
-			was := t.shape
-			if err := t.describe(s); err != nil {
-				rows.Close()
-				return false, err
-			}
-			reshaped = reshaped || t.shape != was
-			seen++
-		}
-		if err := rows.Err(); err != nil {
-			return false, fmt.Errorf("read the tables' catalog: %w", err)
-		}
-	}
-	if seen != len(w.dirty) {
-		return false, retry.Stop(&preflight.Hinted{Code: "capture-altered", Err: errors.New("a table with changes was dropped"), Hint: "exclude it, or make it again and run `replicator resync` for it"})
-	}
-	return reshaped, nil
 }
 
 const lockHoldersSQL = `
