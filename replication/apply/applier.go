@@ -239,8 +239,14 @@ func (a *Applier) command(ctx context.Context, sql string) error {
 
 // finish counts what was applied and commits where the batch ends a transaction.
 func (a *Applier) finish(ctx context.Context, b *replication.Batch) (uint64, error) {
+	var n [256]int
 	for i := range b.Changes {
-		a.pending[b.Changes[i].Op.String()]++
+		n[b.Changes[i].Op]++
+	}
+	for op, k := range n {
+		if k > 0 {
+			a.pending[replication.Op(op).String()] += k
+		}
 	}
 	if !b.Last {
 		return 0, nil

@@ -1,7 +1,10 @@
 package apply
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
+	"hash/maphash"
 	"slices"
 
 	"replicator/replication"
@@ -27,9 +30,10 @@ type row struct {
 
 // segment is a run of one table's changes that is carried out as sets; a change that can't be is a segment of its own, in row.
 type segment struct {
-	plan  *plan
-	rows  []row
-	index map[string]int
+	plan *plan
+	rows []row
+	// index finds rows by the hash of their keys; where two keys share one, the later has the next free number.
+	index map[uint64]int32
 	// ordered holds changes to be carried out one by one instead.
 	ordered []replication.Change
 }
@@ -75,13 +79,18 @@ func (c *compactor) add(p *plan, ch replication.Change) bool {
 		return true
 	}
 	if s == nil || s.plan != p || s.ordered != nil {
-		s = &segment{plan: p, index: map[string]int{}}
+		s = &segment{plan: p, index: map[uint64]int32{}}
 		c.start(s)
 	}
 	c.scratch = p.appendKey(c.scratch[:0], key)
-	at, known := s.index[string(c.scratch)]
+	hash := maphash.Bytes(hashSeed, c.scratch)
+	at, known := s.index[hash]
+	for known && !p.sameKey(s.rows[at].key, key) {
+		hash++
+		at, known = s.index[hash]
+	}
 	if !known {
-		s.index[string(c.scratch)] = len(s.rows)
+		s.index[hash] = int32(len(s.rows))
 		r := row{key: key, values: ch.New}
 		switch ch.Op {
 		case replication.Insert:
@@ -96,6 +105,9 @@ func (c *compactor) add(p *plan, ch replication.Change) bool {
 	}
 	return s.rows[at].merge(ch)
 }
+
+// hashSeed makes the hashes of this process differ from everybody else's, so that nobody can choose keys that share one.
+var hashSeed = maphash.MakeSeed()
 
 func (c *compactor) start(s *segment) {
 	c.open[s.plan.rel.Name] = s
@@ -174,16 +186,58 @@ func (p *plan) appendKey(b []byte, values []replication.Value) []byte {
 	return b
 }
 
+// sameKey tells whether two rows' keys are the same bytes.
+func (p *plan) sameKey(a, b []replication.Value) bool {
+	for _, i := range p.key {
+		if a[i].Kind != b[i].Kind || !bytes.Equal(a[i].Data, b[i].Data) {
+			return false
+		}
+	}
+	return true
+}
+
 // compareKeys orders rows by key, shorter values first, so that numbers come in the order of their index.
-func (p *plan) compareKeys(a, b row) int {
+func (p *plan) compareKeys(a, b *row) int {
 	for _, i := range p.key {
 		x, y := a.key[i].Data, b.key[i].Data
 		if len(x) != len(y) {
 			return len(x) - len(y)
 		}
-		if d := slices.Compare(x, y); d != 0 {
+		if d := bytes.Compare(x, y); d != 0 {
 			return d
 		}
 	}
 	return 0
+}
+
+// ranked is a row with a number that orders short keys as compareKeys does; rows of the same number are told apart by compareKeys.
+type ranked struct {
+	rank uint64
+	row  int32
+}
+
+// sorted returns the rows, given by their indexes, in the order of their keys; rows without a key stay as they are.
+func (s *segment) sorted(which []int32) []int32 {
+	if len(s.plan.key) == 0 {
+		return which
+	}
+	first := s.plan.key[0]
+	all := make([]ranked, len(which))
+	for n, i := range which {
+		data := s.rows[i].key[first].Data
+		var head [8]byte
+		copy(head[1:], data)
+		head[0] = byte(min(len(data), 255))
+		all[n] = ranked{binary.BigEndian.Uint64(head[:]), i}
+	}
+	slices.SortFunc(all, func(a, b ranked) int {
+		if a.rank != b.rank {
+			return cmp.Compare(a.rank, b.rank)
+		}
+		return cmp.Or(s.plan.compareKeys(&s.rows[a.row], &s.rows[b.row]), cmp.Compare(a.row, b.row))
+	})
+	for n := range all {
+		which[n] = all[n].row
+	}
+	return which
 }

@@ -16,10 +16,14 @@ type plan struct {
 	always  bool // some column is GENERATED ALWAYS AS IDENTITY
 	table   string
 	byName  map[string]int
+	// elements are the columns' types in arrays.
+	elements []*element
+	forms    map[string]*setForm
 }
 
 func newPlan(r *replication.Relation, t *target) *plan {
-	p := &plan{rel: r, table: t.name.Quoted(), byName: map[string]int{}, isKey: make([]bool, len(r.Columns)), columns: make([]targetColumn, len(r.Columns))}
+	p := &plan{rel: r, table: t.name.Quoted(), byName: map[string]int{}, isKey: make([]bool, len(r.Columns)), columns: make([]targetColumn, len(r.Columns)),
+		elements: make([]*element, len(r.Columns)), forms: map[string]*setForm{}}
 	for i, c := range r.Columns {
 		p.byName[c.Name] = i
 	}
@@ -28,6 +32,9 @@ func newPlan(r *replication.Relation, t *target) *plan {
 			p.columns[i] = c
 			p.always = p.always || c.always
 		}
+	}
+	for i, c := range r.Columns {
+		p.elements[i] = elementOf(c.TypeOID, p.columns[i])
 	}
 	if r.ReplicaIdentity == replication.IdentityFull {
 		for _, name := range t.key {
@@ -53,18 +60,61 @@ func newPlan(r *replication.Relation, t *target) *plan {
 
 func quote(s string) string { return replication.QuoteIdent(s) }
 
-// unnest returns FROM-clause text for text arrays $1…$n under the alias u(c0, c1, …).
-func unnest(n int) string {
+// unnest returns FROM-clause text for arrays $1…$n of the given types under the alias u(c0, c1, …).
+func unnest(types []*element) string {
 	var args, names strings.Builder
-	for i := range n {
+	for i, e := range types {
 		if i > 0 {
 			args.WriteString(", ")
 			names.WriteString(", ")
 		}
-		fmt.Fprintf(&args, "$%d::text[]", i+1)
+		fmt.Fprintf(&args, "$%d::%s[]", i+1, e.name)
 		fmt.Fprintf(&names, "c%d", i)
 	}
 	return "unnest(" + args.String() + ") AS u(" + names.String() + ")"
+}
+
+// setForm is a set statement without its arrays, whose types differ from batch to batch: they stand between before and after. columns
+// are those of the arrays, of which the first keys are taken from the rows' keys.
+type setForm struct {
+	before, after string
+	columns       []int
+	keys          int
+	// sql is the whole statement, by its arrays' types, one byte each.
+	sql map[string]string
+}
+
+// statement returns the whole statement for arrays of these types.
+func (f *setForm) statement(types []*element) string {
+	kinds := make([]byte, 0, 64)
+	for _, e := range types {
+		kinds = append(kinds, byte(e.array), byte(e.array>>8))
+	}
+	sql, ok := f.sql[string(kinds)]
+	if !ok {
+		sql = f.before + unnest(types) + f.after
+		f.sql[string(kinds)] = sql
+	}
+	return sql
+}
+
+// form returns the set statement for an operation, made once; mask is what is unchanged in an update.
+func (p *plan) form(op replication.Op, mask string) *setForm {
+	name := op.String() + mask
+	f := p.forms[name]
+	if f == nil {
+		switch op {
+		case replication.Delete:
+			f = p.deleteSet()
+		case replication.Insert:
+			f = p.insertSet()
+		default:
+			f = p.updateSet(func(i int) bool { return mask != "" && mask[i] == 'u' })
+		}
+		f.sql = map[string]string{}
+		p.forms[name] = f
+	}
+	return f
 }
 
 // where joins the table t with the first columns of u by key.
@@ -80,12 +130,13 @@ func (p *plan) where() string {
 }
 
 // deleteSet takes the key columns' arrays.
-func (p *plan) deleteSet() (sql string, columns []int) {
-	return "DELETE FROM ONLY " + p.table + " t USING " + unnest(len(p.key)) + " WHERE " + p.where(), p.key
+func (p *plan) deleteSet() *setForm {
+	return &setForm{before: "DELETE FROM ONLY " + p.table + " t USING ", after: " WHERE " + p.where(), columns: p.key, keys: len(p.key)}
 }
 
 // insertSet takes all columns' arrays.
-func (p *plan) insertSet() (sql string, columns []int) {
+func (p *plan) insertSet() *setForm {
+	var columns []int
 	var names, values strings.Builder
 	for i, c := range p.columns {
 		if i > 0 {
@@ -96,13 +147,13 @@ func (p *plan) insertSet() (sql string, columns []int) {
 		fmt.Fprintf(&values, "u.c%d::%s", i, c.cast)
 		columns = append(columns, i)
 	}
-	return "INSERT INTO " + p.table + " (" + names.String() + ") OVERRIDING SYSTEM VALUE SELECT " + values.String() + " FROM " + unnest(len(columns)), columns
+	return &setForm{before: "INSERT INTO " + p.table + " (" + names.String() + ") OVERRIDING SYSTEM VALUE SELECT " + values.String() + " FROM ", columns: columns}
 }
 
 // updateSet takes the key columns' arrays and then those of the columns that are set. Unchanged columns are left alone. A GENERATED
 // ALWAYS identity column can't be set; it must hold its new value already, or the row isn't hit and the batch goes the slow way.
-func (p *plan) updateSet(unchanged func(i int) bool) (sql string, columns []int) {
-	columns = append(columns, p.key...)
+func (p *plan) updateSet(unchanged func(i int) bool) *setForm {
+	columns := append([]int(nil), p.key...)
 	var set, more strings.Builder
 	for i, c := range p.columns {
 		if p.isKey[i] || unchanged(i) {
@@ -120,9 +171,9 @@ func (p *plan) updateSet(unchanged func(i int) bool) (sql string, columns []int)
 	}
 	if set.Len() == 0 {
 		// Nothing to set, but the row must be there.
-		return "SELECT 1 FROM ONLY " + p.table + " t, " + unnest(len(columns)) + " WHERE " + p.where() + more.String(), columns
+		return &setForm{before: "SELECT 1 FROM ONLY " + p.table + " t, ", after: " WHERE " + p.where() + more.String(), columns: columns, keys: len(p.key)}
 	}
-	return "UPDATE ONLY " + p.table + " t SET " + set.String() + " FROM " + unnest(len(columns)) + " WHERE " + p.where() + more.String(), columns
+	return &setForm{before: "UPDATE ONLY " + p.table + " t SET " + set.String() + " FROM ", after: " WHERE " + p.where() + more.String(), columns: columns, keys: len(p.key)}
 }
 
 // Row statements: one change each, in text parameters whose types the server infers from the columns.

@@ -30,76 +30,80 @@ type statement struct {
 const maxRows = 50000
 
 // sets turns a segment into its set statements: deletes, updates grouped by their unchanged columns, inserts.
-func (a *Applier) sets(ctx context.Context, s *segment) ([]statement, error) {
-	var deletes, inserts []row
-	updates := map[string][]row{} // by the set of unchanged columns
+func (a *Applier) sets(ctx context.Context, s *segment) (out []statement, err error) {
+	var deletes, inserts []int32
+	updates := map[string][]int32{} // by the set of unchanged columns
 	var masks []string
-	for _, r := range s.rows {
+	for i := range s.rows {
+		r := &s.rows[i]
 		switch r.effect {
 		case deleted:
-			deletes = append(deletes, r)
+			deletes = append(deletes, int32(i))
 		case replaced:
-			deletes = append(deletes, r)
-			inserts = append(inserts, r)
+			deletes = append(deletes, int32(i))
+			inserts = append(inserts, int32(i))
 		case inserted:
-			inserts = append(inserts, r)
+			inserts = append(inserts, int32(i))
 		case updated:
 			m := mask(r.values)
 			if updates[m] == nil {
 				masks = append(masks, m)
 			}
-			updates[m] = append(updates[m], r)
+			updates[m] = append(updates[m], int32(i))
 		}
-	}
-	var out []statement
-	add := func(op replication.Op, sql string, columns []int, rows []row, keys int) error {
-		slices.SortStableFunc(rows, s.plan.compareKeys)
-		for chunk := range slices.Chunk(rows, maxRows) {
-			name, err := a.prepare(ctx, sql, slices.Repeat([]uint32{textArrayOID}, len(columns)))
-			if err != nil {
-				return fmt.Errorf("prepare the %s of %s: %w", op, s.plan.rel.Name, err)
-			}
-			st := statement{name: name, expect: int64(len(chunk)), table: s.plan.rel.Name, op: op}
-			for n, col := range columns {
-				array, err := textArray(len(chunk), func(i int) replication.Value {
-					if n < keys {
-						return chunk[i].key[col]
-					}
-					return chunk[i].values[col]
-				})
-				if err != nil {
-					return fmt.Errorf("%s of %s, column %q: %w", op, s.plan.rel.Name, s.plan.columns[col].name, err)
-				}
-				st.params = append(st.params, array)
-				st.formats = append(st.formats, 1)
-			}
-			out = append(out, st)
-		}
-		return nil
 	}
 	if len(deletes) > 0 {
-		sql, columns := s.plan.deleteSet()
-		if err := add(replication.Delete, sql, columns, deletes, len(columns)); err != nil {
+		if out, err = a.set(ctx, s, replication.Delete, "", deletes, out); err != nil {
 			return nil, err
 		}
 	}
 	for _, m := range masks {
-		sql, columns := s.plan.updateSet(func(i int) bool { return m[i] == 'u' })
-		if err := add(replication.Update, sql, columns, updates[m], len(s.plan.key)); err != nil {
+		if out, err = a.set(ctx, s, replication.Update, m, updates[m], out); err != nil {
 			return nil, err
 		}
 	}
 	if len(inserts) > 0 {
-		sql, columns := s.plan.insertSet()
-		if err := add(replication.Insert, sql, columns, inserts, 0); err != nil {
+		if out, err = a.set(ctx, s, replication.Insert, "", inserts, out); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
 }
 
-// mask names the unchanged columns of a row, one byte a column.
+// set appends the statements that carry out one operation on some of a segment's rows, in the order of their keys.
+func (a *Applier) set(ctx context.Context, s *segment, op replication.Op, mask string, which []int32, out []statement) ([]statement, error) {
+	f := s.plan.form(op, mask)
+	for order := range slices.Chunk(s.sorted(which), maxRows) {
+		st := statement{expect: int64(len(order)), table: s.plan.rel.Name, op: op}
+		types, oids := make([]*element, len(f.columns)), make([]uint32, len(f.columns))
+		for n, col := range f.columns {
+			types[n] = s.plan.elements[col]
+			array, ok := types[n].encode(s.rows, order, col, n < f.keys)
+			if !ok {
+				types[n] = textElement
+				array, ok = textElement.encode(s.rows, order, col, n < f.keys)
+			}
+			if !ok {
+				return nil, fmt.Errorf("%s of %s, column %q: a value of this kind can't be written", op, s.plan.rel.Name, s.plan.columns[col].name)
+			}
+			oids[n] = types[n].array
+			st.params, st.formats = append(st.params, array), append(st.formats, 1)
+		}
+		name, err := a.prepare(ctx, f.statement(types), oids)
+		if err != nil {
+			return nil, fmt.Errorf("prepare the %s of %s: %w", op, s.plan.rel.Name, err)
+		}
+		st.name = name
+		out = append(out, st)
+	}
+	return out, nil
+}
+
+// mask names the unchanged columns of a row, one byte a column; it is empty where there are none.
 func mask(values []replication.Value) string {
+	if !slices.ContainsFunc(values, func(v replication.Value) bool { return v.Kind == replication.Unchanged }) {
+		return ""
+	}
 	m := make([]byte, len(values))
 	for i, v := range values {
 		m[i] = '.'
