@@ -36,6 +36,7 @@ var pinned = map[string]string{
 	"default_transaction_isolation":       "read committed",
 	"default_transaction_read_only":       "off",
 	"default_transaction_deferrable":      "off",
+	"synchronous_commit":                  "local", // ours is durable whatever the role's default says, and waits for no standby
 	"synchronize_seqscans":                "off",
 	"jit":                                 "off", // queries of the catalog compile for seconds and run for milliseconds
 	"client_min_messages":                 "warning",

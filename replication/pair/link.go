@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
+	"replicator/internal/postgres"
 	"replicator/replication"
 	"replicator/replication/apply"
 	"replicator/replication/state"
@@ -26,7 +27,9 @@ type link struct {
 	capture             capture
 	source              replication.Source
 	applier             *apply.Applier
-	holds               chan *hold
+	// watch sees what the destination has flushed. It is as old as the stream, so that it can't outlive a crash that undid commits.
+	watch *pgx.Conn
+	holds chan *hold
 
 	mu      sync.Mutex
 	durable replication.Position
@@ -72,8 +75,13 @@ func (p *Pair) stream(ctx context.Context, reverse bool, seams map[replication.T
 	if err != nil {
 		return err
 	}
+	watch, err := postgres.Connect(ctx, destination.url, p.id, "watch")
+	if err != nil {
+		return fmt.Errorf("%s: %w", destination.name, err)
+	}
+	defer closeConn(ctx, watch)
 	l := &link{
-		p: p, reverse: reverse, origin: origin, destination: destination, applier: a, capture: c, source: source,
+		p: p, reverse: reverse, origin: origin, destination: destination, applier: a, watch: watch, capture: c, source: source,
 		durable: a.Position(), holds: make(chan *hold), moved: make(chan struct{}), nudge: make(chan struct{}, 1),
 	}
 	p.mu.Lock()
@@ -236,13 +244,12 @@ func (l *link) acknowledge(ctx context.Context) error {
 
 // flushed reads how far the destination has flushed and moves durable up to there. With force set it makes it flush first.
 func (l *link) flushed(ctx context.Context, force bool) error {
-	var lsn uint64
-	var err error
 	if force {
-		lsn, err = state.Flush(ctx, l.destination.pool)
-	} else {
-		lsn, err = state.Flushed(ctx, l.destination.pool)
+		if _, err := state.Flush(ctx, l.destination.pool); err != nil {
+			return fmt.Errorf("%s: %w", l.destination.name, err)
+		}
 	}
+	lsn, err := state.Flushed(ctx, l.watch)
 	if err != nil {
 		return fmt.Errorf("%s: %w", l.destination.name, err)
 	}

@@ -47,7 +47,10 @@ func (j *Journal) Save(ctx context.Context, record []byte) error {
 		if err := Fence(ctx, tx, j.id); err != nil {
 			return fmt.Errorf("write the journal: %w", err)
 		}
-		// A save whose session died may arrive late; it must not overtake a newer one.
+		// A save whose session died may arrive late; it must not overtake a newer one, nor run beside it unseen.
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('replicator:journal:' || $1, 0))`, j.id.Migration); err != nil {
+			return fmt.Errorf("write the journal: %w", err)
+		}
 		tag, err := tx.Exec(ctx, `INSERT INTO replicator.journal (migration, epoch, record) SELECT $1, $2, $3::text
 			WHERE NOT EXISTS (SELECT FROM replicator.journal WHERE migration = $1 AND (record::jsonb ->> 'revision')::bigint >= ($3::text::jsonb ->> 'revision')::bigint)`,
 			j.id.Migration, j.id.Epoch, string(record))

@@ -93,12 +93,13 @@ func ForgetPosition(ctx context.Context, pool *pgxpool.Pool, id postgres.Identit
 	return nil
 }
 
-// Beat writes the heartbeat row with a token and commits it synchronously, so that the stream carries a transaction of ours. It returns
-// the write-ahead log flush position after the commit: whatever had committed before Beat was called lies below it.
+// Beat writes the heartbeat row with a token and waits until its commit is flushed, so that the stream carries a transaction of ours. It
+// returns the write-ahead log flush position after the commit: whatever had committed before Beat was called lies below it. It doesn't wait
+// for standbys, which may be away ("synchronous_commit").
 func Beat(ctx context.Context, pool *pgxpool.Pool, token string) (uint64, error) {
 	var text string
 	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
+		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = local`); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO replicator.heartbeat (id, token) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET token = excluded.token, at = clock_timestamp()`, token)
@@ -193,10 +194,11 @@ func (l *Lead) Release(ctx context.Context) {
 	_ = l.conn.Close(ctx)
 }
 
-// Flushed is the write-ahead log position up to which the database's server has flushed.
-func Flushed(ctx context.Context, pool *pgxpool.Pool) (uint64, error) {
+// Flushed is the write-ahead log position up to which the session's server has flushed. To learn from it that an earlier commit is durable,
+// the session must be older than the commit: a server that has crashed since may have written something else up to that position.
+func Flushed(ctx context.Context, conn *pgx.Conn) (uint64, error) {
 	var text string
-	if err := pool.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text`).Scan(&text); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text`).Scan(&text); err != nil {
 		return 0, fmt.Errorf("read the flush position: %w", err)
 	}
 	lsn, err := pglogrepl.ParseLSN(text)
