@@ -1,8 +1,10 @@
 package trigger_test
 
 import (
+	"fmt"
 	"testing"
 
+	"replicator/internal/pgtest"
 	"replicator/replication/trigger"
 )
 
@@ -134,4 +136,26 @@ func (f *fixture) run(name string) {
 		url = f.super
 	}
 	execAll(f.t, url, cases[name])
+}
+
+// The oldest and the newest supported source.
+func TestOtherVersions(t *testing.T) {
+	for _, version := range []int{13, 18} {
+		t.Run(fmt.Sprint(version), func(t *testing.T) {
+			f := newFixtureOn(t, pgtest.Start(t, pgtest.Options{Version: version}), kinds)
+			f.begin()
+			for _, name := range order {
+				f.run(name)
+			}
+			s := f.start(nil)
+			s.caughtUp()
+			f.equal()
+			if err := s.stop(); err != nil {
+				t.Fatal(err)
+			}
+			if err := trigger.Uninstall(f.ctx(), f.pool, nil); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
 }

@@ -68,10 +68,16 @@ func pool(t *testing.T, url string, id postgres.Identity) *pgxpool.Pool {
 // newFixture makes both databases with the schema; the target has the tables only.
 func newFixture(t *testing.T, ddl string) *fixture {
 	t.Helper()
-	s := pgtest.Shared(t)
+	return newFixtureOn(t, pgtest.Shared(t), ddl)
+}
+
+// newFixtureOn has its source on a server of its own.
+func newFixtureOn(t *testing.T, s *pgtest.Server, ddl string) *fixture {
+	t.Helper()
 	f := &fixture{t: t, server: s, super: s.Database(t), id: pgIdentity}
 	f.source = s.HerokuOwner(t, f.super)
-	f.target = s.RDSMaster(t, s.Database(t))
+	there := pgtest.Shared(t)
+	f.target = there.RDSMaster(t, there.Database(t))
 	pgtest.Exec(t, f.source, ddl)
 	pgtest.Exec(t, f.target, ddl)
 	f.prepare()
@@ -195,6 +201,9 @@ func (f *fixture) start(applied func(*replication.Batch) error) *stream {
 			case <-ctx.Done():
 				return ctx.Err()
 			case b := <-batches:
+				if limit := f.o.Limits.Changes; limit > 0 && len(b.Changes) > limit {
+					return fmt.Errorf("a batch of %d changes, allowed are %d", len(b.Changes), limit)
+				}
 				if _, err := a.Apply(ctx, b); err != nil {
 					return err
 				}

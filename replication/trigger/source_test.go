@@ -126,13 +126,7 @@ func TestDriftIsAskedFirst(t *testing.T) {
 // A server that was restored, or failed over to a standby that lagged, counts fewer commits than the position.
 func TestLostCommitsAreNamed(t *testing.T) {
 	s := pgtest.Start(t, pgtest.Options{})
-	f := &fixture{t: t, server: s, super: s.Database(t), id: pgIdentity}
-	f.source, f.target = s.HerokuOwner(t, f.super), ""
-	shared := pgtest.Shared(t)
-	f.target = shared.RDSMaster(t, shared.Database(t))
-	f.exec(kinds)
-	pgtest.Exec(t, f.target, kinds)
-	f.prepare()
+	f := newFixtureOn(t, s, kinds)
 	f.begin()
 	run := f.start(nil)
 	f.exec(`INSERT INTO parent VALUES (97)`)

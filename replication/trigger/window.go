@@ -42,7 +42,10 @@ type reader struct {
 // probeChunk is how many tables one probing statement covers.
 const probeChunk = 50
 
-// run reads windows: at once while there is much, with growing pauses while there is nothing.
+// busyPause is the least time between two windows: each costs the source a flush and a few milliseconds.
+const busyPause = 10 * time.Millisecond
+
+// run reads windows: while there is much, half of the time at most; with growing pauses while there is nothing.
 func (r *reader) run(ctx context.Context, out chan<- *replication.Batch) error {
 	pause := time.Duration(0)
 	timer := time.NewTimer(0)
@@ -62,7 +65,7 @@ func (r *reader) run(ctx context.Context, out chan<- *replication.Batch) error {
 			return err
 		}
 		if moved {
-			pause = min(max(time.Since(began)/2, 2*time.Millisecond), 50*time.Millisecond)
+			pause = min(max(time.Since(began), busyPause), 10*busyPause)
 		} else {
 			pause = min(max(2*pause, 2*time.Millisecond), r.s.o.IdleMax)
 		}
