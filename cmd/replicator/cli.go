@@ -153,7 +153,7 @@ func (c *cli) root() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(c.runCommand(), c.checkCommand(), c.demoCommand(), c.statusCommand(), c.waitCommand(), c.verifyCommand(), c.resyncCommand(),
-		c.pauseCommand(true), c.pauseCommand(false), c.cutoverCommand(), c.rollbackCommand(), c.finishCommand(), c.versionCommand())
+		c.pauseCommand(true), c.pauseCommand(false), c.cutoverCommand(), c.rollbackCommand(), c.finishCommand(), c.uninstallCommand(), c.versionCommand())
 	return root
 }
 

@@ -125,9 +125,34 @@ func (p *Pair) Finish(ctx context.Context) error {
 	if err := p.setWant(ctx, wantNone); err != nil {
 		return err
 	}
+	if err := p.remove(ctx); err != nil {
+		return err
+	}
+	p.phase(Finished)
+	p.waiting("")
+	p.clearProblem()
+	return nil
+}
+
+// Uninstall does what Finish does, for a pair that nobody runs any more: instead of Run, never beside it.
+func (p *Pair) Uninstall(ctx context.Context) error {
+	defer p.disconnect()
+	if err := p.connect(ctx); err != nil {
+		return err
+	}
+	if err := p.open(ctx); err != nil {
+		return err
+	}
+	return p.remove(ctx)
+}
+
+// remove takes everything of ours off both sides, whatever capture it was made by.
+func (p *Pair) remove(ctx context.Context) error {
 	for _, reverse := range []bool{false, true} {
-		if err := p.capture(reverse).end(ctx); err != nil {
-			return err
+		for _, c := range []capture{logicalCapture{p, reverse}, triggerCapture{p, reverse}} {
+			if err := c.end(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	there, err := state.Exists(ctx, p.target.pool)
@@ -147,9 +172,6 @@ func (p *Pair) Finish(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	p.phase(Finished)
-	p.waiting("")
-	p.clearProblem()
 	return nil
 }
 

@@ -149,16 +149,10 @@ func (p *Pair) ends(reverse bool) (origin, destination *side) {
 // Run opens both sides and keeps the pair moving in the given direction until ctx ends. It returns earlier only where another process
 // has taken the lead.
 func (p *Pair) Run(ctx context.Context, reverse bool) error {
-	for _, s := range []*side{p.source, p.target} {
-		pool, err := postgres.Pool(ctx, s.url, p.id, "control", 6)
-		if err != nil {
-			return fmt.Errorf("pair %q, %s: %w", p.o.Name, s.name, err)
-		}
-		defer pool.Close()
-		s.pool = pool
-		s.gate = gate.New(pool, p.log.With("side", s.name)).Fenced(func(ctx context.Context, tx pgx.Tx) error { return state.Fence(ctx, tx, p.id) })
+	defer p.disconnect()
+	if err := p.connect(ctx); err != nil {
+		return err
 	}
-	p.stored = state.NewPairs(p.target.pool, p.id)
 	p.mu.Lock()
 	p.active, p.want = reverse, want(reverse)
 	p.mu.Unlock()
@@ -172,6 +166,28 @@ func (p *Pair) Run(ctx context.Context, reverse bool) error {
 	go func() { defer close(done); p.sample(sampling) }()
 	defer func() { stop(); <-done }()
 	return p.supervise(ctx)
+}
+
+// connect makes the pools of both sides; sessions are opened when they are needed.
+func (p *Pair) connect(ctx context.Context) error {
+	for _, s := range []*side{p.source, p.target} {
+		pool, err := postgres.Pool(ctx, s.url, p.id, "control", 6)
+		if err != nil {
+			return fmt.Errorf("pair %q, %s: %w", p.o.Name, s.name, err)
+		}
+		s.pool = pool
+		s.gate = gate.New(pool, p.log.With("side", s.name)).Fenced(func(ctx context.Context, tx pgx.Tx) error { return state.Fence(ctx, tx, p.id) })
+	}
+	p.stored = state.NewPairs(p.target.pool, p.id)
+	return nil
+}
+
+func (p *Pair) disconnect() {
+	for _, s := range []*side{p.source, p.target} {
+		if s.pool != nil {
+			s.pool.Close()
+		}
+	}
 }
 
 // open makes sure of our own schema on both sides and of the epoch, and ends what a predecessor left running.

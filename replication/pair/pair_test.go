@@ -2,6 +2,7 @@ package pair
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -112,4 +113,26 @@ func TestFreezeComparesWhatChanged(t *testing.T) {
 	}
 	pgtest.Exec(t, f.source, "INSERT INTO t VALUES (500, 'thawed')")
 	f.caughtUp()
+}
+
+// A pair whose daemon is gone for good leaves no trace on the source either, whatever direction it ended in.
+func TestUninstallLeavesNoTrace(t *testing.T) { everyCapture(t, uninstallLeavesNoTrace) }
+
+func uninstallLeavesNoTrace(t *testing.T, f *fixture) {
+	pgtest.Exec(t, f.source, variedSchema)
+	before := pgtest.DumpSchema(t, f.source)
+	f.start(false)
+	f.streaming()
+	f.attempt(false)
+	f.stop()
+	orphan := New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: f.epoch + 1})
+	if err := orphan.Uninstall(f.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if after := pgtest.DumpSchema(t, f.source); after != before {
+		t.Errorf("the source's schema is not what it was:\n%s", after)
+	}
+	if after := pgtest.DumpSchema(t, f.target); strings.Contains(after, "replicator") {
+		t.Errorf("something of ours is left on the target:\n%s", after)
+	}
 }

@@ -40,8 +40,9 @@ func (f *fixture) caughtUp() {
 }
 
 // A change of the source's schema halts the pair before anything is applied wrongly, names the statement, and goes on when it was run.
-func TestSchemaDriftHaltsAndGoesOn(t *testing.T) {
-	f := newFixture(t)
+func TestSchemaDriftHaltsAndGoesOn(t *testing.T) { everyCapture(t, schemaDriftHaltsAndGoesOn) }
+
+func schemaDriftHaltsAndGoesOn(t *testing.T, f *fixture) {
 	pgtest.Exec(t, f.source, smallSchema)
 	f.start(false)
 	f.streaming()
@@ -61,8 +62,9 @@ func TestSchemaDriftHaltsAndGoesOn(t *testing.T) {
 }
 
 // An UPDATE that finds no row stops the pair, names the row, and a resync of the table heals it.
-func TestMissingRowStopsAndResyncHeals(t *testing.T) {
-	f := newFixture(t)
+func TestMissingRowStopsAndResyncHeals(t *testing.T) { everyCapture(t, missingRowStopsAndResyncHeals) }
+
+func missingRowStopsAndResyncHeals(t *testing.T, f *fixture) {
 	pgtest.Exec(t, f.source, smallSchema)
 	f.start(false)
 	f.streaming()
@@ -84,8 +86,9 @@ func TestMissingRowStopsAndResyncHeals(t *testing.T) {
 }
 
 // A change on the target that nobody has streamed is found, row by row.
-func TestVerifyFindsStrayChanges(t *testing.T) {
-	f := newFixture(t)
+func TestVerifyFindsStrayChanges(t *testing.T) { everyCapture(t, verifyFindsStrayChanges) }
+
+func verifyFindsStrayChanges(t *testing.T, f *fixture) {
 	pgtest.Exec(t, f.source, smallSchema)
 	f.start(false)
 	f.streaming()
@@ -100,8 +103,9 @@ func TestVerifyFindsStrayChanges(t *testing.T) {
 }
 
 // Between the first copy and the switch the target refuses the application's writes.
-func TestTargetRefusesTheApplication(t *testing.T) {
-	f := newFixture(t)
+func TestTargetRefusesTheApplication(t *testing.T) { everyCapture(t, targetRefusesTheApplication) }
+
+func targetRefusesTheApplication(t *testing.T, f *fixture) {
 	pgtest.Exec(t, f.source, smallSchema)
 	f.start(false)
 	f.streaming()
@@ -112,9 +116,10 @@ func TestTargetRefusesTheApplication(t *testing.T) {
 }
 
 // A table that is made while the pair runs is named, joins once the target has it, and misses nothing.
-func TestLateTableJoins(t *testing.T) {
+func TestLateTableJoins(t *testing.T) { everyCapture(t, lateTableJoins) }
+
+func lateTableJoins(t *testing.T, f *fixture) {
 	s := seed(t)
-	f := newFixture(t)
 	pgtest.Exec(t, f.source, variedSchema)
 	f.start(false)
 	f.streaming()
@@ -131,9 +136,10 @@ func TestLateTableJoins(t *testing.T) {
 }
 
 // A process that dies at any point of the set-up is followed by one that goes on, whose sessions are the only ones left.
-func TestSuccessorGoesOn(t *testing.T) {
+func TestSuccessorGoesOn(t *testing.T) { everyCapture(t, successorGoesOn) }
+
+func successorGoesOn(t *testing.T, f *fixture) {
 	s := seed(t)
-	f := newFixture(t)
 	pgtest.Exec(t, f.source, variedSchema)
 	stop := writers(t, f.source, s, 2)
 	for _, stage := range []Phase{Starting, Copying, Indexing, Streaming} {
