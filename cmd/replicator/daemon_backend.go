@@ -181,9 +181,22 @@ func (t *term) AbortCutover(ctx context.Context, attempt string) error {
 	return t.coordinator.Abort(ctx, attempt)
 }
 
-// idle refuses what must not run beside a cutover.
-func (t *term) idle() error {
-	if s := t.coordinator.Status(); s.Running() && s.Attempt != "" {
+// idle refuses what must not run beside a cutover. An attempt that is done but for its last hooks is waited for.
+func (t *term) idle(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	s := t.coordinator.Status()
+	for ; s.Running() && (s.Phase == cutover.Done || s.Phase == cutover.Aborted); s = t.coordinator.Status() {
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+			continue
+		}
+		break
+	}
+	if s.Running() && s.Attempt != "" {
 		return &preflight.Hinted{Code: "cutover-running", Err: fmt.Errorf("attempt %s is running", s.Attempt), Hint: "wait for its end, or abort it: replicator cutover abort"}
 	}
 	if t.isFinished() {
@@ -194,7 +207,7 @@ func (t *term) idle() error {
 
 // Finish removes everything of ours on all servers. It can be repeated until it succeeds.
 func (t *term) Finish(ctx context.Context) error {
-	if err := t.idle(); err != nil {
+	if err := t.idle(ctx); err != nil {
 		if errors.Is(err, errFinished) {
 			return nil
 		}
@@ -286,7 +299,7 @@ func (t *term) verifyPostgres(ctx context.Context, p *pair.Pair, tables []replic
 	if !repair || len(differ) == 0 {
 		return v, nil
 	}
-	if err := t.idle(); err != nil {
+	if err := t.idle(ctx); err != nil {
 		return v, err
 	}
 	t.log.Warn("repairing: copying tables anew", "pair", p.Name(), "tables", len(differ))
@@ -344,7 +357,7 @@ func verifyRedis(ctx context.Context, p *redissync.Pair, repair bool) (admin.Ver
 
 // Resync copies a pair, or some of its tables, anew.
 func (t *term) Resync(ctx context.Context, r admin.ResyncRequest) error {
-	if err := t.idle(); err != nil {
+	if err := t.idle(ctx); err != nil {
 		return err
 	}
 	tables, err := tableNames(r.Tables)
@@ -366,7 +379,7 @@ func (t *term) Resync(ctx context.Context, r admin.ResyncRequest) error {
 
 // SetPaused stops or resumes all pairs.
 func (t *term) SetPaused(ctx context.Context, paused bool) error {
-	if err := t.idle(); err != nil {
+	if err := t.idle(ctx); err != nil {
 		return err
 	}
 	for _, p := range t.postgres {
