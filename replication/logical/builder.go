@@ -218,9 +218,9 @@ func (b *builder) take() *replication.Batch {
 	case b.closed:
 		b.closed, b.pieces = false, false
 		cur.First, cur.Last = false, true
-		b.cur = replication.NewBatch()
+		b.cur = batchAfter(cur)
 	case len(cur.Marks) > 0:
-		b.cur = replication.NewBatch()
+		b.cur = batchAfter(cur)
 		if b.open {
 			// The open transaction's first changes go on in a batch of their own.
 			at := cur.Marks[len(cur.Marks)-1].End
@@ -235,7 +235,7 @@ func (b *builder) take() *replication.Batch {
 		cur.First, cur.Last = !b.pieces, false
 		cur.Position = ""
 		b.pieces = true
-		b.cur = replication.NewBatch()
+		b.cur = batchAfter(cur)
 	case !b.open && cur.Position != "":
 		b.cur = replication.NewBatch()
 	default:
@@ -243,6 +243,14 @@ func (b *builder) take() *replication.Batch {
 	}
 	signal(b.taken)
 	return cur
+}
+
+// batchAfter returns an empty batch with room for half as many changes as the last one has.
+func batchAfter(last *replication.Batch) *replication.Batch {
+	b := replication.NewBatch()
+	b.Changes = make([]replication.Change, 0, len(last.Changes)/2)
+	b.Marks = make([]replication.Mark, 0, len(last.Marks)/2)
+	return b
 }
 
 func size(c replication.Change) int {

@@ -109,7 +109,7 @@ func (s *Source) Stream(ctx context.Context, start replication.Position, out cha
 		return err
 	}
 	b := newBuilder(s.o.Limits, lsn, s.o.Seams)
-	conn, err := postgres.ConnectReplication(ctx, s.o.URL, s.o.ID, "stream", func(r io.Reader) io.Reader { return newPace(r, &b.busy) })
+	conn, err := postgres.ConnectReplication(ctx, s.o.URL, s.o.ID, "stream", func(r io.Reader) io.Reader { return newPace(r, b.idle) })
 	if err != nil {
 		return err
 	}
@@ -248,6 +248,7 @@ func (s *Source) report(ctx context.Context, conn *pgconn.PgConn) error {
 
 func deliver(ctx context.Context, b *builder, out chan<- *replication.Batch) error {
 	for {
+		b.gather(ctx)
 		batch := b.take()
 		if batch == nil {
 			select {
