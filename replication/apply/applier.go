@@ -28,6 +28,9 @@ type Options struct {
 	Direction string
 	// TypeNames gives the origin's names of types (format_type), for the check against drift.
 	TypeNames func(ctx context.Context, oids []uint32, mods []int32) ([]string, error)
+	// Columns gives the types, by name, of the columns that a table has on the origin now, none if it is gone. A stream describes tables as
+	// they were when a change was made; the destination may have followed a later one already. Nil: they must be alike.
+	Columns func(ctx context.Context, table replication.TableName) (map[string]string, error)
 	// Token, where set, passes the destination's write gate: the role may not set session_replication_role, and the caller has put aside
 	// what would act on the changes.
 	Token   string
@@ -411,8 +414,17 @@ func (a *Applier) plan(ctx context.Context, r *replication.Relation) (*plan, err
 	if err != nil {
 		return nil, err
 	}
-	if err := checkDrift(r, t, types); err != nil {
-		return nil, err
+	if err := checkDrift(r, t, types, nil); err != nil {
+		if a.o.Columns == nil {
+			return nil, err
+		}
+		now, e := a.o.Columns(ctx, r.Name)
+		if e != nil {
+			return nil, e
+		}
+		if err := checkDrift(r, t, types, now); err != nil {
+			return nil, err
+		}
 	}
 	p := newPlan(r, t)
 	a.plans[r] = p

@@ -322,3 +322,30 @@ func TestKeylessRowsWrittenByTheApplication(t *testing.T) {
 		t.Errorf("left: %v", got)
 	}
 }
+
+// A transaction that changes rows and then adds a column speaks of the table in two ways. With the column on the destination both are carried
+// out; a column that the origin doesn't have stays a drift.
+func TestColumnYoungerThanTheStream(t *testing.T) {
+	d := newDestination(t, pgtest.Shared(t).Database(t), "", small+"INSERT INTO t VALUES (1, 'v', NULL); ALTER TABLE t ADD COLUMN added int DEFAULT 7", "0/1")
+	r := d.relation("t", 'd', "id")
+	before := &replication.Relation{Name: r.Name, ReplicaIdentity: 'd', Columns: r.Columns[:3]}
+	b := func() *replication.Batch {
+		return batch("0/2", update(before, 1, "w", nil), insert(before, 2, "before", nil), insert(r, 3, "after", nil, 8))
+	}
+	now := map[string]string{}
+	d.o.Columns = func(context.Context, replication.TableName) (map[string]string, error) { return now, nil }
+	if _, err := d.open().Apply(d.ctx(), b()); code(err) != "schema-drift" || !strings.Contains(err.Error(), "added") {
+		t.Errorf("a column of the destination's own: %v", err)
+	}
+	now["added"] = "text"
+	if _, err := d.open().Apply(d.ctx(), b()); code(err) != "schema-drift" {
+		t.Errorf("a column of another type: %v", err)
+	}
+	now["added"] = "integer"
+	if _, err := d.open().Apply(d.ctx(), b()); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.rows("SELECT id || v || added FROM t"); !slices.Equal(got, []string{"1w7", "2before7", "3after8"}) {
+		t.Errorf("the table holds %v", got)
+	}
+}

@@ -94,8 +94,9 @@ func drift(table replication.TableName, what, statement string) error {
 }
 
 // checkDrift compares what the stream says of the table with the destination's catalog. types are the stream's columns' types as the
-// origin names them.
-func checkDrift(r *replication.Relation, t *target, types []string) error {
+// origin names them, now its columns' types of today by name: a column of the destination that is only younger than the stream's
+// description, and may stay out of an INSERT, is no drift.
+func checkDrift(r *replication.Relation, t *target, types []string, now map[string]string) error {
 	have := make(map[string]*targetColumn, len(t.columns))
 	for i := range t.columns {
 		have[t.columns[i].name] = &t.columns[i]
@@ -115,7 +116,8 @@ func checkDrift(r *replication.Relation, t *target, types []string) error {
 		}
 	}
 	for _, c := range t.columns {
-		if !streamed[c.name] && !c.generated {
+		younger := !c.required && now[c.name] != "" && sameType(c.typ, now[c.name])
+		if !streamed[c.name] && !c.generated && !younger {
 			return drift(r.Name, fmt.Sprintf("column %q exists only on the destination", c.name), table+"DROP COLUMN "+replication.QuoteIdent(c.name)+";")
 		}
 	}

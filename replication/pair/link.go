@@ -62,6 +62,9 @@ func (p *Pair) stream(ctx context.Context, reverse bool, seams map[replication.T
 	a, err := apply.Open(ctx, apply.Options{URL: destination.url, ID: p.id, Direction: replication.Direction(reverse), Token: token, Metrics: p.metrics,
 		TypeNames: func(ctx context.Context, oids []uint32, mods []int32) ([]string, error) {
 			return typeNames(ctx, origin, oids, mods)
+		},
+		Columns: func(ctx context.Context, table replication.TableName) (map[string]string, error) {
+			return columnsNow(ctx, origin, table)
 		}})
 	if err != nil {
 		return fmt.Errorf("%s: %w", destination.name, err)
@@ -120,6 +123,24 @@ func (p *Pair) recovered(ctx context.Context) error {
 		p.clearProblem()
 	}
 	return nil
+}
+
+const columnsNowSQL = `
+SELECT attname::text, format_type(atttypid, atttypmod) FROM pg_attribute
+WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped`
+
+// columnsNow reads the types of a table's columns by name.
+func columnsNow(ctx context.Context, s *side, table replication.TableName) (map[string]string, error) {
+	rows, err := s.pool.Query(ctx, columnsNowSQL, table.Quoted())
+	if err != nil {
+		return nil, fmt.Errorf("read the columns of %s on the %s: %w", table, s.name, err)
+	}
+	out := map[string]string{}
+	var name, typ string
+	if _, err := pgx.ForEachRow(rows, []any{&name, &typ}, func() error { out[name] = typ; return nil }); err != nil {
+		return nil, fmt.Errorf("read the columns of %s on the %s: %w", table, s.name, err)
+	}
+	return out, nil
 }
 
 func typeNames(ctx context.Context, s *side, oids []uint32, mods []int32) ([]string, error) {
