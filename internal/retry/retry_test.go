@@ -32,7 +32,7 @@ func TestDoStops(t *testing.T) {
 	cause := errors.New("wrong password")
 	calls := 0
 	err := Do(t.Context(), Policy{}, func(context.Context) error { calls++; return Stop(cause) })
-	if !errors.Is(err, cause) || err != cause || calls != 1 {
+	if err != cause || calls != 1 { //nolint:errorlint // the mark must be gone
 		t.Fatalf("err %v after %d calls, want the cause itself after 1", err, calls)
 	}
 }

@@ -51,8 +51,13 @@ func (c triggerCapture) extend(ctx context.Context, tables []replication.TableNa
 		return c.errorf(err)
 	}
 	all = slices.DeleteFunc(all, func(t replication.Table) bool { return !slices.Contains(tables, t.Name) })
-	_, err = trigger.Install(ctx, c.origin().pool, c.p.log, all)
-	return c.errorf(err)
+	made, err := trigger.Install(ctx, c.origin().pool, c.p.log, all)
+	if err != nil || len(made) == 0 {
+		return c.errorf(err)
+	}
+	// A copy from before its table's log is void: what came between is nowhere.
+	_, err = c.p.stored.ResetCopies(ctx, made)
+	return err
 }
 
 // check leaves it to the stream, which looks for lost commits, missing triggers and drift in every window.

@@ -71,6 +71,9 @@ func (p *Pair) forward(ctx context.Context) error {
 		return err
 	}
 	// Tables may have become pending again: a resync, or tables that have just joined.
+	if err := p.recapture(ctx); err != nil {
+		return err
+	}
 	if err := p.copyPending(ctx); err != nil {
 		return err
 	}
@@ -308,6 +311,22 @@ func (p *Pair) copyAndIndex(ctx context.Context, _ *state.Pair) error {
 		return err
 	}
 	return p.apply(ctx, stageIndexes, p.o.CopyWorkers)
+}
+
+// recapture makes sure, before tables are copied again, that they are still captured: what stopped the stream may have been that they aren't.
+func (p *Pair) recapture(ctx context.Context) error {
+	copies, err := p.stored.Copies(ctx)
+	if err != nil {
+		return err
+	}
+	names, pending := make([]replication.TableName, len(copies)), false
+	for i, c := range copies {
+		names[i], pending = c.Table, pending || c.State != state.Copied
+	}
+	if !pending {
+		return nil
+	}
+	return p.capture(false).extend(ctx, names)
 }
 
 // copyPending copies the tables that aren't copied yet.

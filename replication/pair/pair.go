@@ -336,8 +336,8 @@ func (p *Pair) setProblem(err error) {
 	var h *preflight.Hinted
 	if errors.As(err, &h) {
 		f.Code, f.Message, f.Hint = h.Code, err.Error(), h.Hint
-		if h.Err != nil && h == err {
-			f.Message = h.Err.Error()
+		if direct, ok := err.(*preflight.Hinted); ok && direct.Err != nil { //nolint:errorlint // what wraps it says more
+			f.Message = direct.Err.Error()
 		}
 	}
 	p.mu.Lock()
