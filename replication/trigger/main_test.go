@@ -280,7 +280,11 @@ func (s *stream) caughtUp() {
 		if time.Now().After(deadline) {
 			s.f.t.Fatalf("not caught up: at %s, wanted %s; the stream ended with %v", at, o.Position, s.stop())
 		}
-		<-time.After(5 * time.Millisecond)
+		select {
+		case <-s.done:
+			s.f.t.Fatalf("the stream ended: %v", s.stop())
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
 }
 
