@@ -19,6 +19,9 @@ const watchEvery = 10 * time.Second
 
 // unknown lists the source's tables that aren't replicated yet: those that the target has too, and those that it lacks.
 func (p *Pair) unknown(ctx context.Context) (joinable []replication.Table, lacking []replication.TableName, err error) {
+	// Measuring a table waits for whoever holds it exclusively.
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
 	copies, err := p.stored.Copies(ctx)
 	if err != nil {
 		return nil, nil, err
