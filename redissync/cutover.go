@@ -53,9 +53,11 @@ func (p *Pair) Check(ctx context.Context, reverse bool) []preflight.Finding {
 		add("redis-paused", preflight.Error, "", "the copying is paused", "run `replicator resume` first")
 	}
 	f.mu.Lock()
-	ready, gaps, info := f.reconciled && f.feed != nil, len(f.holds), f.originInfo
+	ready, gaps, info, emptied := f.reconciled && f.feed != nil, len(f.holds), f.originInfo, f.emptied
 	f.mu.Unlock()
-	if !ready {
+	if emptied {
+		add("redis-origin-empty", preflight.Error, origin.name, "the "+origin.name+" came back without its data after a restart or failover", "restore it, or mirror the emptiness with: replicator resync --pair "+p.o.Name)
+	} else if !ready {
 		add("redis-not-caught-up", preflight.Error, "", "the first copy isn't complete, or the "+origin.name+" can't be listened to at the moment", "wait with: replicator wait caught-up")
 	} else if gaps > 0 {
 		add("redis-reconciling", preflight.Info, "", "both sides are being reconciled after a gap; the freeze waits for that", "")
@@ -287,6 +289,9 @@ func (p *Pair) Arm(ctx context.Context, reverse bool) error {
 	}
 	if _, err := o.ready(ctx, false); err != nil {
 		return err
+	}
+	if err := o.trustNow(ctx); err != nil {
+		return fmt.Errorf("arm: %w", err)
 	}
 	seen := o.expectProbe()
 	if _, err := p.control(ctx, o.origin, command{"PSETEX", p.o.probeKey(), "60000", "1"}); err != nil {

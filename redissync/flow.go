@@ -38,12 +38,16 @@ type flow struct {
 	scanned     atomic.Int64
 	gaps        atomic.Int64
 	copied      *atomic.Int64
+	noted       atomic.Pointer[string] // the origin's identity as it stands on the destination
+	proving     chan struct{}          // held by the one that proves the origin
 
 	originEye, destinationEye *eye
 
 	mu           sync.Mutex
 	changed      chan struct{}
 	feed         *feed
+	trusted      string    // identity of the origin that may be followed; empty: none yet
+	emptied      bool      // it came back without its data, and nothing is copied
 	heard        time.Time // when the feed was last known to have reported everything
 	holds        []*entry  // gaps that no reconcile has covered yet
 	reconciled   bool      // once at least
@@ -79,7 +83,7 @@ func newFlow(p *Pair, reverse, clean bool) *flow {
 	f := &flow{
 		pair: p, reverse: reverse, origin: p.side(reverse), destination: p.side(!reverse), queue: newQueue(), gate: newGate(),
 		stop: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}), streams: map[keyID]string{},
-		written: map[string]int64{}, reconciled: clean, copied: &p.copied, heard: time.Now(),
+		written: map[string]int64{}, reconciled: clean, copied: &p.copied, heard: time.Now(), proving: make(chan struct{}, 1),
 	}
 	f.log = p.o.log().With("direction", direction(reverse))
 	f.originEye, f.destinationEye = f.newEye(f.origin), f.newEye(f.destination)
@@ -167,7 +171,9 @@ func (f *flow) halt(ctx context.Context) error {
 // policy is how a loop of the flow tries again: for ever, with the reason in the status meanwhile.
 func (f *flow) policy(loop string, at side) retry.Policy {
 	return retry.Policy{Max: 3 * time.Second, Notify: func(err error, attempt int, wait time.Duration) {
-		f.pair.problem(problemOf(err, at, direction(f.reverse)+" "+loop))
+		if !errors.Is(err, errUnproved) {
+			f.pair.problem(problemOf(err, at, direction(f.reverse)+" "+loop))
+		}
 		f.log.Debug("trying again", "loop", loop, "error", err, "attempt", attempt, "wait", wait)
 	}}
 }

@@ -213,6 +213,8 @@ type session struct {
 	// exclusive ends other connections of the same name before this one is used: what a broken connection had sent may otherwise
 	// be executed after what its successor sends.
 	exclusive bool
+	// admit, if set, is asked before each use of the connection whether it may be used.
+	admit func(context.Context, *link) error
 }
 
 // exec pipelines the units in database db and returns each one's replies in order.
@@ -269,6 +271,17 @@ func (s *session) do(ctx context.Context, args ...string) (value, error) {
 }
 
 func (s *session) open(ctx context.Context) (*link, error) {
+	l, err := s.connected(ctx)
+	if err == nil && s.admit != nil {
+		err = s.admit(ctx, l)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+func (s *session) connected(ctx context.Context) (*link, error) {
 	if s.link != nil && !s.link.dead {
 		if time.Since(s.link.used) < idleTime {
 			return s.link, nil

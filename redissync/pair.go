@@ -350,11 +350,15 @@ func (p *Pair) CaughtUp(ctx context.Context) error {
 	return f.queue.await(ctx, seq)
 }
 
-// Resync reconciles both sides completely and returns when they are equal.
+// Resync reconciles both sides completely and returns when they are equal. It also is the operator's word that an origin which came
+// back empty is to be mirrored.
 func (p *Pair) Resync(ctx context.Context) error {
 	f, err := p.current(ctx)
 	if err != nil {
 		return err
+	}
+	if err := f.accept(ctx); err != nil {
+		return fmt.Errorf("resync redis pair %s: %w", p.o.Name, err)
 	}
 	f.gap("asked for by the operator")
 	return p.CaughtUp(ctx)
@@ -403,7 +407,7 @@ func (p *Pair) Finish(ctx context.Context) error {
 		if _, err := p.control(ctx, at, command{"CLIENT", "UNPAUSE"}); err != nil && !isReplyError(err) {
 			return fmt.Errorf("remove what replicator made on the %s: %w", at.name, err)
 		}
-		if _, err := p.control(ctx, at, command{"UNLINK", p.o.stateKey(), p.o.probeKey()}); err != nil {
+		if _, err := p.control(ctx, at, command{"UNLINK", p.o.stateKey(), p.o.probeKey(), p.o.originKey()}); err != nil {
 			return fmt.Errorf("remove what replicator made on the %s: %w", at.name, err)
 		}
 		if err := p.removeTemporary(ctx, at); err != nil {

@@ -17,7 +17,7 @@ const (
 // runReconciler makes both sides equal again after every gap: it scans the origin for keys that differ, and the destination for
 // keys that the origin doesn't have. It only marks keys as dirty; the copying does the rest.
 func (f *flow) runReconciler(ctx context.Context) error {
-	origin := &session{endpoint: f.origin.endpoint, name: f.pair.o.connectionName(f.role("scan"))}
+	origin := &session{endpoint: f.origin.endpoint, name: f.pair.o.connectionName(f.role("scan")), admit: f.admission()}
 	destination := &session{endpoint: f.destination.endpoint, name: f.pair.o.connectionName(f.role("scan"))}
 	defer origin.close()
 	defer destination.close()

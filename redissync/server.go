@@ -44,6 +44,10 @@ func readInfo(ctx context.Context, s *session, sections ...string) (serverInfo, 
 	if err != nil {
 		return serverInfo{}, err
 	}
+	return infoOn(ctx, l, sections...)
+}
+
+func infoOn(ctx context.Context, l *link, sections ...string) (serverInfo, error) {
 	cmds := make([]command, len(sections))
 	for i, name := range sections {
 		cmds[i] = command{"INFO", name}

@@ -2,6 +2,7 @@ package redissync
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -45,13 +46,14 @@ func (f *flow) runWatch(ctx context.Context) error {
 		}{
 			{f.origin, func() error { return f.originEye.look(ctx, f.lookAtOrigin) }},
 			{f.destination, func() error { return f.destinationEye.look(ctx, f.lookAtDestination) }},
+			{f.origin, func() error { return f.prove(ctx) }},
 			{f.origin, func() error { return f.pollStreams(ctx, origin) }},
 		} {
 			err := at.check()
-			if err != nil {
+			if err != nil && !errors.Is(err, errUnproved) {
 				err = at.check() // a connection that was ended meanwhile needs no mention
 			}
-			if err != nil && ctx.Err() == nil {
+			if err != nil && ctx.Err() == nil && !errors.Is(err, errUnproved) {
 				f.pair.problem(problemOf(err, at.side, direction(f.reverse)+" watch"))
 			} else if err == nil {
 				f.pair.solved(at.side.name, direction(f.reverse)+" watch")
@@ -174,11 +176,13 @@ func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
 	}
 	switch {
 	case was.runID != now.runID:
+		f.noted.Store(nil)
 		f.gap("the destination was restarted or replaced")
 		return nil
 	case was.replID != now.replID:
 		f.gap("the destination has failed over")
 	case was.upheavals != now.upheavals:
+		f.noted.Store(nil)
 		f.gap("SWAPDB or FLUSH on the destination")
 	}
 	var strays int64

@@ -14,7 +14,7 @@ import (
 
 // runWorker copies what is dirty: each key as it is now, whatever happened to it.
 func (f *flow) runWorker(ctx context.Context, lane int) error {
-	origin := &session{endpoint: f.origin.endpoint, name: f.pair.o.connectionName(f.role(fmt.Sprintf("read%d", lane)))}
+	origin := &session{endpoint: f.origin.endpoint, name: f.pair.o.connectionName(f.role(fmt.Sprintf("read%d", lane))), admit: f.admission()}
 	destination := &session{endpoint: f.destination.endpoint, name: f.pair.o.connectionName(f.role(fmt.Sprintf("write%d", lane))), exclusive: true}
 	defer origin.close()
 	defer destination.close()
