@@ -1,0 +1,170 @@
+package bench
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// vacuumSQL gives each run tables without dead rows; tellers and branches collect them fastest.
+const vacuumSQL = "VACUUM pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history"
+
+// variant is a way for the source to be used while pgbench runs.
+type variant struct {
+	name    string
+	r       *rival
+	running bool // its daemon drains meanwhile
+	loads   []throughput
+	// behind is how many seconds the target needed afterwards until it had everything.
+	behind []float64
+}
+
+func (v *variant) run(durable bool, seconds int) {
+	b := v.r.b
+	b.Helper()
+	if v.running {
+		v.r.mark()
+		v.r.start()
+		v.r.await()
+	}
+	v.r.exec(v.r.origin, vacuumSQL)
+	v.loads = append(v.loads, v.r.tpcb(durable, fmt.Sprintf("--time=%d", seconds)))
+	if v.running {
+		began := time.Now()
+		v.r.mark()
+		v.r.await()
+		v.behind = append(v.behind, time.Since(began).Seconds())
+		v.r.stop()
+	} else if v.r.logged != "" {
+		v.r.settle()
+	}
+}
+
+func median(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	if len(v) == 0 {
+		return 0
+	}
+	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+}
+
+// BenchmarkCaptureCost measures what capture takes from the source: TPC-B with nothing, with replicator's triggers and daemon, with its
+// triggers alone, with Bucardo's triggers and daemon, in turn. The loss is that against the run with nothing of the same round.
+func BenchmarkCaptureCost(b *testing.B) {
+	d := newBed(b)
+	plain, ours, theirs := d.rival("nothing"), d.triggers("replicator"), d.bucardo("bucardo")
+	seconds := max(scaled(b, 20), 3)
+	for _, r := range []*rival{plain, ours, theirs} {
+		r.tpcb(false, fmt.Sprintf("--time=%d", seconds)) // the first writes to a page after a checkpoint cost most
+		if r.logged != "" {
+			r.settle()
+		}
+	}
+	for _, commits := range []string{"durable", "asynchronous"} {
+		variants := []*variant{{name: "nothing", r: plain}, {name: "replicator, draining", r: ours, running: true}, {name: "replicator, triggers alone", r: ours}, {name: "Bucardo, draining", r: theirs, running: true}}
+		for round := range rounds(b) {
+			for i := range variants {
+				variants[(i+round)%len(variants)].run(commits == "durable", seconds)
+			}
+		}
+		for _, r := range []*rival{ours, theirs} {
+			r.equal(r.copyURL)
+		}
+		fmt.Printf("\nTPC-B, scale %d, %d s a run, %d rounds, commits %s; source and pgbench on one core\n\n| source with | transactions/s | loss | of each round | WAL bytes/transaction | behind at the end |\n| --- | --- | --- | --- | --- | --- |\n", d.size, seconds, rounds(b), commits)
+		for _, v := range variants {
+			var tps, losses, wal []float64
+			var each []string
+			for i, l := range v.loads {
+				loss := 100 * (1 - l.tps/variants[0].loads[i].tps)
+				tps, losses, wal = append(tps, l.tps), append(losses, loss), append(wal, float64(l.wal)/float64(l.count))
+				each = append(each, fmt.Sprintf("%.1f", loss))
+			}
+			behind := "–"
+			if v.running {
+				behind = fmt.Sprintf("%.1f s", median(v.behind))
+			}
+			fmt.Printf("| %s | %.0f | %.1f %% | %s | %.0f | %s |\n", v.name, median(tps), median(losses), strings.Join(each, ", "), median(wal), behind)
+		}
+		fmt.Println()
+	}
+}
+
+// backlog is one rival's drain of TPC-B transactions.
+type backlog struct {
+	seconds                        float64
+	source, applied, daemon, bytes float64 // CPU seconds of its sessions on either side and of its daemon; bytes a change in the log
+}
+
+// drain writes a backlog and lets the rival carry it over. It is timed from the moment its session on the source stands.
+func (r *rival) drain(n int) backlog {
+	r.b.Helper()
+	r.settle()
+	r.exec(r.origin, vacuumSQL)
+	size := r.logSize()
+	r.tpcb(false, fmt.Sprintf("--transactions=%d", n/8))
+	var k backlog
+	k.bytes = float64(r.logSize()-size) / float64(n/8*8*4)
+	r.mark()
+	r.exec(r.source.URL("postgres"), "CHECKPOINT")
+	r.exec(r.target.URL("postgres"), "CHECKPOINT")
+	r.start()
+	var source, target []int
+	until(r.b, "session of "+r.name, time.Minute, func() bool {
+		source, target = r.sessions()
+		return len(source) > 0
+	})
+	began := time.Now()
+	daemon := r.daemon()
+	spent := func(pids []int) (sum float64) {
+		for _, pid := range pids {
+			sum += cpu(pid)
+		}
+		return sum
+	}
+	k.source, k.applied, k.daemon = -spent(source), -spent(target), -spent(daemon)
+	r.await()
+	k.seconds = time.Since(began).Seconds()
+	source, target = r.sessions()
+	daemon = r.daemon()
+	k.source += spent(source)
+	k.applied += spent(target)
+	k.daemon += spent(daemon)
+	r.stop()
+	r.equal(r.copyURL)
+	return k
+}
+
+// BenchmarkCaptureDrain measures how fast a backlog of TPC-B is carried over by the change log, by a native subscription and by Bucardo.
+func BenchmarkCaptureDrain(b *testing.B) {
+	d := newBed(b)
+	rivals := []*rival{d.triggers("replicator"), d.subscription("native"), d.bucardo("bucardo")}
+	n := max(scaled(b, 100000)/8*8, 800)
+	drains := make([][]backlog, len(rivals))
+	for round := range rounds(b) {
+		for i := range rivals {
+			at := (i + round) % len(rivals)
+			drains[at] = append(drains[at], rivals[at].drain(n))
+		}
+	}
+	of := func(all []backlog, f func(backlog) float64) float64 {
+		var v []float64
+		for _, k := range all {
+			v = append(v, f(k))
+		}
+		return median(v)
+	}
+	ours := of(drains[0], func(k backlog) float64 { return k.seconds })
+	fmt.Printf("\nbacklog of %d TPC-B transactions, scale %d, %d rounds; source on one core, target and daemon on the other\n\n| drained by | seconds | transactions/s | replicator is faster by | CPU s: sessions on the source, on the target, daemon | log, bytes/change |\n| --- | --- | --- | --- | --- | --- |\n", n, d.size, rounds(b))
+	for i, r := range rivals {
+		s := of(drains[i], func(k backlog) float64 { return k.seconds })
+		bytes := "–"
+		if r.logged != "" {
+			bytes = fmt.Sprintf("%.0f", drains[i][0].bytes) // later ones find room that earlier ones left
+		}
+		fmt.Printf("| %s | %.2f | %.0f | %.2f | %.2f, %.2f, %.2f | %s |\n", r.name, s, float64(n)/s, s/ours, of(drains[i], func(k backlog) float64 { return k.source }),
+			of(drains[i], func(k backlog) float64 { return k.applied }), of(drains[i], func(k backlog) float64 { return k.daemon }), bytes)
+	}
+	fmt.Println()
+}
