@@ -123,7 +123,7 @@ func (w *world) write(ctx context.Context, tables []string, s uint64) {
 		case 1:
 			gid = fmt.Sprintf("'replicator_%d_%d'", s, n)
 			sql = append(sql, "PREPARE TRANSACTION "+gid)
-		case 2, 3:
+		case 2:
 			sql = append(sql, "SET LOCAL synchronous_commit = on", "COMMIT")
 		default:
 			sql = append(sql, "COMMIT")
@@ -152,7 +152,7 @@ func (w *world) write(ctx context.Context, tables []string, s uint64) {
 
 // release lets commits that wait for the standby go on, each after a while, until ctx ends.
 func (w *world) release(ctx context.Context) {
-	tick := time.NewTicker(150 * time.Millisecond)
+	tick := time.NewTicker(600 * time.Millisecond)
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		// A commit that is cancelled while it waits has happened ("synchronous_commit").
@@ -266,13 +266,21 @@ func (w *world) table(name string) replication.Table {
 	}}
 }
 
-// copy copies the tables into a database of its own and returns their seams and rows.
-func (w *world) copy(names []string) (map[replication.TableName]replication.Seam, model) {
+// target makes the tables in a database of its own.
+func (w *world) target(names []string) string {
 	w.t.Helper()
 	target := pgtest.Shared(w.t).Database(w.t)
-	var tables []replication.Table
 	for _, n := range names {
 		pgtest.Exec(w.t, target, "CREATE TABLE "+n+" (id int PRIMARY KEY, n bigint, v text)")
+	}
+	return target
+}
+
+// copy copies the tables into the target and returns their seams and rows.
+func (w *world) copy(target string, names []string) (map[replication.TableName]replication.Seam, model) {
+	w.t.Helper()
+	var tables []replication.Table
+	for _, n := range names {
 		tables = append(tables, w.table(n))
 	}
 	var mu sync.Mutex
@@ -352,13 +360,15 @@ func TestSeam(t *testing.T) {
 	}
 	for i := range done {
 		d := &done[i]
-		published := slices.Concat(early, late[:i+1])
-		if err := logical.EnsurePublication(w.ctx(), w.pool, "replicator_test", named(published)); err != nil {
+		names := append(slices.Clone(early), late[i])
+		target := w.target(names) // before all else: between the steps below no time may pass
+		// The stream has passed commits that the copy's snapshot may not see yet, and transactions are open whose changes from before the
+		// publication it will never carry.
+		d.at = w.read(source(*d), d.at, replication.Position(w.flushLSN()), "", func(replication.Change) {})
+		if err := logical.EnsurePublication(w.ctx(), w.pool, "replicator_test", named(slices.Concat(early, late[:i+1]))); err != nil {
 			t.Fatal(err)
 		}
-		// The stream has passed commits that the copy's snapshot may not see yet.
-		d.at = w.read(source(*d), d.at, replication.Position(w.flushLSN()), "", func(replication.Change) {})
-		d.seams, d.rows = w.copy(append(slices.Clone(early), late[i]))
+		d.seams, d.rows = w.copy(target, names)
 	}
 	finish()
 	if t.Failed() {
