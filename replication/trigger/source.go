@@ -128,7 +128,8 @@ func (s *Source) Acknowledge(p replication.Position) {
 	}
 }
 
-// Nudge makes an idle stream look at once; somebody waits for what has just been committed.
+// Nudge makes an idle stream look at once and hand over the position, even where only transactions of others have passed: somebody waits
+// for what has just been committed. It doesn't block and may be called at any time.
 func (s *Source) Nudge() {
 	select {
 	case s.nudged <- struct{}{}:
@@ -162,16 +163,19 @@ func closeConn(ctx context.Context, conn *pgx.Conn) {
 }
 
 // settings of the reading session. The log has no statistics worth the name: rows are found by index, whatever the planner thinks.
-var settings = []string{
-	`SET synchronous_commit = on`, `SET enable_seqscan = off`, `SET enable_hashjoin = off`, `SET enable_mergejoin = off`, `SET enable_hashagg = off`,
-	`SET jit = off`, `SET max_parallel_workers_per_gather = 0`, `SET plan_cache_mode = force_generic_plan`,
-}
+var settings = []string{`SET synchronous_commit = on`, `SET jit = off`, `SET max_parallel_workers_per_gather = 0`, `SET plan_cache_mode = force_generic_plan`}
+
+// forbidden are the planner's ways that the session doesn't take.
+var forbidden = []string{"enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_hashagg"}
 
 func newReader(ctx context.Context, s *Source, conn *pgx.Conn, from place) (*reader, error) {
 	for _, sql := range settings {
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			return nil, fmt.Errorf("prepare the capture's session: %w", err)
 		}
+	}
+	if _, err := conn.Exec(ctx, `SELECT set_config(x, 'off', false) FROM unnest($1::text[]) x`, forbidden); err != nil {
+		return nil, fmt.Errorf("prepare the capture's session: %w", err)
 	}
 	r := &reader{s: s, conn: conn, at: from, prepared: map[string]string{}, tables: map[uint32]*captured{}}
 	if err := r.sameHistory(ctx); err != nil {

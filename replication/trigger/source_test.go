@@ -359,3 +359,23 @@ func TestMarksCarryTokens(t *testing.T) {
 		t.Error("an LSN was taken for a position of trigger capture")
 	}
 }
+
+// Whoever waits for a position gets it, though nothing but transactions of others have passed since.
+func TestANudgeBringsThePosition(t *testing.T) {
+	f := newFixture(t, few)
+	f.begin()
+	s := f.start(nil)
+	s.caughtUp()
+	f.exec(`CREATE TABLE replicator.unheard AS SELECT 1 AS one`)
+	o, err := trigger.Observe(f.ctx(), f.pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the position is reached", func() bool {
+		s.source.Nudge()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		ok, err := s.source.Reached(s.at, o.Position)
+		return err == nil && ok
+	})
+}

@@ -37,6 +37,7 @@ type reader struct {
 	driftAsked time.Time
 	catalog    string
 	upkeepAt   time.Time
+	nudged     bool // somebody waits for what has been committed
 }
 
 // probeChunk is how many tables one probing statement covers.
@@ -54,6 +55,7 @@ func (r *reader) run(ctx context.Context, out chan<- *replication.Batch) error {
 	for {
 		began := time.Now()
 		moved, err := r.window(ctx, out, request)
+		r.nudged = false
 		if request != nil {
 			request.fail(err)
 			request = nil
@@ -75,6 +77,7 @@ func (r *reader) run(ctx context.Context, out chan<- *replication.Batch) error {
 			return ctx.Err()
 		case <-timer.C:
 		case <-r.s.nudged:
+			r.nudged = true
 		case request = <-r.s.boundaries:
 		}
 	}
@@ -309,7 +312,9 @@ func (w *window) read(ctx context.Context, out chan<- *replication.Batch) error 
 			w.dirty = append(w.dirty, t)
 		}
 	}
-	if len(w.dirty) == 0 && w.state.beat == w.beat && w.request == nil && !w.seams {
+	// Somebody who waits gets the new position, even where nothing of ours has changed.
+	awaited := w.nudged && !covers(w.at.seen, w.state.snapshot)
+	if len(w.dirty) == 0 && w.state.beat == w.beat && w.request == nil && !w.seams && !awaited {
 		w.lookedAt = w.state.at
 		_, err := w.conn.Exec(ctx, "ROLLBACK")
 		return err
@@ -390,8 +395,15 @@ func (w *window) check(ctx context.Context) error {
 	if w.s.o.Drift == nil || (!reshaped && tables == w.catalog && time.Since(w.driftAsked) < w.s.o.DriftEvery) {
 		return nil
 	}
+	// What the session forbids the planner for the log's sake would make a query of the whole catalog slow.
+	if _, err := w.conn.Exec(ctx, `SELECT set_config(x, 'on', true) FROM unnest($1::text[]) x`, forbidden); err != nil {
+		return fmt.Errorf("ask for drift: %w", err)
+	}
 	if err := w.s.o.Drift(ctx, w.conn); err != nil {
 		return err
+	}
+	if _, err := w.conn.Exec(ctx, `SELECT set_config(x, 'off', true) FROM unnest($1::text[]) x`, forbidden); err != nil {
+		return fmt.Errorf("ask for drift: %w", err)
 	}
 	w.driftAsked, w.catalog = time.Now(), tables
 	return nil
