@@ -125,6 +125,14 @@ func (p *Pair) Freeze(ctx context.Context, reverse bool, deadline time.Time) err
 		return err
 	}
 	origin := p.side(reverse)
+	p.mu.Lock()
+	already := p.frozen != nil && p.frozen.reverse == reverse
+	p.mu.Unlock()
+	if reverse && !already {
+		if err := p.markElsewhere(ctx); err != nil {
+			return err
+		}
+	}
 	runID, err := p.pause(ctx, origin, time.Until(deadline))
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -21,12 +22,19 @@ const leaseTime = 10 * time.Second
 // grace is how long the second server may take when the first has answered.
 const grace = 50 * time.Millisecond
 
-// ErrNotLeader says that another process has taken the lead; whoever gets it must stop.
+// sideTime bounds an answer of the source, which the journal can do without outside a rollback's freeze.
+const sideTime = time.Second
+
+// ErrNotLeader says that another process has taken the lead; whoever gets it must stop. It is returned marked by retry.Stop.
 var ErrNotLeader = &preflight.Hinted{Code: "redis-superseded", Err: errors.New("another process leads this migration"),
 	Hint: "nothing to do if you started it; otherwise find the second daemon and stop it"}
 
 // Journal keeps a Redis-only migration's cutover journal and its lead. The record stands on the target, and on the source as well:
 // during the freeze of a rollback the target holds every write, ours too, and the source takes them then. The later record counts.
+//
+// The target is always needed. The source is needed only while a mark on the target, set before such a freeze and removed with the next
+// record that the target takes, says that the source may know more: so a migration whose source is gone for good after the switch goes
+// on, and one that was cut off in a rollback never goes back to an outdated record by itself.
 type Journal struct {
 	o      Options
 	pair   *Pair
@@ -63,23 +71,54 @@ type lease struct {
 // keep is how long the keys live without being written: they vanish some time after a migration that was abandoned.
 const keep = 365 * 24 * time.Hour
 
-// read returns the documents under a key on target and source; both must answer.
-func (j *Journal) read(ctx context.Context, key string, into func(side, string) error) error {
+// read hands over the documents under a key on target and source, and tells whether the source may know more than the target. The
+// target must answer; the source must if it may know more.
+func (j *Journal) read(ctx context.Context, key string, into func(side, string) error) (elsewhere bool, err error) {
 	if j.pair.err != nil {
-		return j.pair.err
+		return false, j.pair.err
 	}
-	for _, at := range []side{j.pair.target, j.pair.source} {
-		v, err := j.exchange(ctx, at, "read", command{"GET", key})
-		if err != nil {
+	give := func(at side, text string) error {
+		if text == "" {
+			return nil
+		}
+		if err := into(at, text); err != nil {
 			return fmt.Errorf("read the journal on the %s: %w", at.name, err)
 		}
-		if v.str != "" {
-			if err := into(at, v.str); err != nil {
-				return fmt.Errorf("read the journal on the %s: %w", at.name, err)
-			}
-		}
+		return nil
 	}
-	return nil
+	v, err := j.exchange(ctx, j.pair.target, "read", command{"MGET", key, j.o.elsewhereKey()})
+	if err != nil {
+		return false, fmt.Errorf("read the journal on the target: %w", err)
+	}
+	if len(v.items) != 2 {
+		return false, errors.New("read the journal on the target: unexpected reply")
+	}
+	if err := give(j.pair.target, v.items[0].str); err != nil {
+		return false, err
+	}
+	elsewhere = v.items[1].str != ""
+	source := ctx
+	if !elsewhere {
+		var cancel context.CancelFunc
+		source, cancel = context.WithTimeout(ctx, sideTime)
+		defer cancel()
+	}
+	v, err = j.exchange(source, j.pair.source, "read", command{"GET", key})
+	if err != nil {
+		if elsewhere || ctx.Err() != nil {
+			return elsewhere, j.sourceNeeded(err)
+		}
+		j.pair.log.Debug("the journal is read from the target only", "error", err)
+		return false, nil
+	}
+	return elsewhere, give(j.pair.source, v.str)
+}
+
+// sourceNeeded explains why the source can't be done without.
+func (j *Journal) sourceNeeded(err error) error {
+	code, _ := classify(err, j.pair.source)
+	return &preflight.Hinted{Code: code, Err: fmt.Errorf("read the journal on the source: %w", err),
+		Hint: "a rollback was cut off while only the source could take its journal: bring the source back; if it is gone for good, go on from before that rollback by removing the key " + j.o.elsewhereKey() + " from the target"}
 }
 
 // Load returns the latest record, nil if there is none.
@@ -90,7 +129,7 @@ func (j *Journal) Load(ctx context.Context) ([]byte, error) {
 
 func (j *Journal) latest(ctx context.Context) (entryRecord, error) {
 	var latest entryRecord
-	err := j.read(ctx, j.recordKey(), func(_ side, text string) error {
+	_, err := j.read(ctx, j.recordKey(), func(_ side, text string) error {
 		var r entryRecord
 		if err := json.Unmarshal([]byte(text), &r); err != nil {
 			return err
@@ -103,12 +142,13 @@ func (j *Journal) latest(ctx context.Context) (entryRecord, error) {
 	return latest, err
 }
 
-// Save writes the record; it stands on at least one server when Save returns, on both if both take writes. It fails with
-// ErrNotLeader if a later term has begun.
+// Save writes the record; it stands on the target when Save returns, or in a rollback's freeze on the source, and on both if both take
+// writes. It fails with ErrNotLeader if a later term has begun.
 func (j *Journal) Save(ctx context.Context, record []byte) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if err := j.fenced(ctx); err != nil {
+	elsewhere, err := j.fenced(ctx)
+	if err != nil {
 		return err
 	}
 	if j.seq == 0 {
@@ -123,61 +163,109 @@ func (j *Journal) Save(ctx context.Context, record []byte) error {
 	if err != nil {
 		return err
 	}
-	return j.write(ctx, j.recordKey(), string(b))
+	return j.write(ctx, j.recordKey(), string(b), elsewhere, command{"UNLINK", j.o.elsewhereKey()})
 }
 
-// fenced fails if a later term has begun on either server, or another holder has this one's.
-func (j *Journal) fenced(ctx context.Context) error {
+// fenced fails if a later term has begun on either server, or another holder has this one's. It tells what read tells.
+func (j *Journal) fenced(ctx context.Context) (elsewhere bool, err error) {
 	return j.read(ctx, j.leaseKey(), func(_ side, text string) error {
 		var l lease
 		if err := json.Unmarshal([]byte(text), &l); err != nil {
 			return err
 		}
 		if l.Epoch > j.epoch || l.Epoch == j.epoch && l.Holder != j.holder {
-			return ErrNotLeader
+			return retry.Stop(ErrNotLeader)
 		}
 		return nil
 	})
 }
 
 // write sets a key on both servers. It returns when one has it and the other has it too, has failed, or has had a moment: a server
-// whose writes are held gives no answer.
-func (j *Journal) write(ctx context.Context, key, text string) error {
+// whose writes are held gives no answer. The one must be the target unless the source may know more anyway. What follows is run on
+// the target together with it.
+func (j *Journal) write(ctx context.Context, key, text string, elsewhere bool, also ...command) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// PSETEX, since the counts of rarer commands than SET tell nothing about strangers that write on a target (watch.go).
 	cmd := command{"PSETEX", key, strconv.FormatInt(keep.Milliseconds(), 10), text}
-	results := make(chan error, 2)
-	for _, at := range []side{j.pair.target, j.pair.source} {
-		go func() {
-			_, err := j.exchange(ctx, at, "write", cmd)
-			results <- err
-		}()
+	type result struct {
+		suffices bool
+		err      error
 	}
-	first := <-results
+	results := make(chan result, 2)
+	go func() {
+		_, err := j.exchange(ctx, j.pair.target, "write", slices.Concat([]command{{"MULTI"}, cmd}, also, []command{{"EXEC"}})...)
+		results <- result{true, err}
+	}()
+	go func() {
+		_, err := j.exchange(ctx, j.pair.source, "write", cmd)
+		results <- result{elsewhere, err}
+	}()
+	var done bool
+	var errs []error
 	var wait <-chan time.Time
-	if first == nil {
-		t := time.NewTimer(grace)
-		defer t.Stop()
-		wait = t.C
-	}
-	select {
-	case second := <-results:
-		if first != nil && second != nil {
-			return fmt.Errorf("write the journal: %w", errors.Join(first, second))
+	for range 2 {
+		select {
+		case r := <-results:
+			if r.err != nil {
+				errs = append(errs, r.err)
+			} else if r.suffices && !done {
+				done = true
+				t := time.NewTimer(grace)
+				defer t.Stop()
+				wait = t.C
+			}
+		case <-wait:
+			cancel() // the connection is closed; what it sent is dropped unread, or overtaken by a later record's number
+			j.pair.log.Debug("the journal stands on one side only", "error", (<-results).err)
+			return nil
 		}
-	case <-wait:
-		cancel() // the connection is closed; what it sent is dropped unread, or overtaken by a later record's number
-		j.pair.log.Debug("the journal stands on one side only", "error", <-results)
+	}
+	if !done {
+		return fmt.Errorf("write the journal: %w", errors.Join(errs...))
 	}
 	return nil
 }
 
-// exchange runs one command on a connection of its own. A write's predecessor is ended first, so that nothing it had sent comes later.
-func (j *Journal) exchange(ctx context.Context, at side, kind string, cmd command) (value, error) {
+// exchange runs commands on a connection of their own and returns the last reply. A write's predecessor is ended first, so that
+// nothing it had sent comes later.
+func (j *Journal) exchange(ctx context.Context, at side, kind string, cmds ...command) (value, error) {
 	s := &session{endpoint: at.endpoint, name: j.o.connectionNameIn("journal-" + kind + "-" + j.holder), exclusive: kind == "write"}
 	defer s.close()
-	return s.do(ctx, cmd...)
+	l, err := s.open(ctx)
+	if err != nil {
+		return value{}, err
+	}
+	vs, err := l.pipe(ctx, cmds)
+	if err != nil {
+		return value{}, err
+	}
+	for i, v := range vs {
+		if err := v.err(); err != nil {
+			return value{}, fmt.Errorf("%s: %w", cmds[i][0], err)
+		}
+	}
+	return vs[len(vs)-1], nil
+}
+
+// elsewhereKey is the mark on the target that the source's copy of the journal may be the later one.
+func (o Options) elsewhereKey() string { return ownPrefix + o.Migration + ":journal-elsewhere" }
+
+// markElsewhere sets that mark before the target's writes are held. Where they are held already it stands, or somebody else holds them.
+func (p *Pair) markElsewhere(ctx context.Context) error {
+	s := &session{endpoint: p.target.endpoint, name: p.o.connectionName("mark")}
+	defer s.close()
+	v, err := s.do(ctx, "GET", p.o.elsewhereKey())
+	if err != nil {
+		return err
+	}
+	if v.str != "" {
+		return nil
+	}
+	if _, err := s.do(ctx, "PSETEX", p.o.elsewhereKey(), strconv.FormatInt(keep.Milliseconds(), 10), "1"); err != nil {
+		return fmt.Errorf("mark the journal on the target: %w", err)
+	}
+	return nil
 }
 
 // connectionNameIn names connections that belong to the migration rather than to a pair, and to no term.
@@ -195,7 +283,7 @@ func (j *Journal) Lead(ctx context.Context) (epoch int64, err error) {
 }
 
 func (j *Journal) tryLead(ctx context.Context) (int64, error) {
-	highest, busy, err := j.leases(ctx)
+	highest, busy, elsewhere, err := j.leases(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -205,7 +293,7 @@ func (j *Journal) tryLead(ctx context.Context) (int64, error) {
 	j.mu.Lock()
 	j.epoch = highest + 1
 	j.mu.Unlock()
-	if err := j.renew(ctx); err != nil {
+	if err := j.renew(ctx, elsewhere); err != nil {
 		return 0, err
 	}
 	// Two that took the lead at once both find the other's lease on one of the servers: the later writer of both has it.
@@ -216,7 +304,9 @@ func (j *Journal) tryLead(ctx context.Context) (int64, error) {
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
-	if err := j.fenced(ctx); err != nil {
+	if _, err := j.fenced(ctx); errors.Is(err, ErrNotLeader) {
+		return 0, errors.New("another process has just taken the lead") // unmarked: this one waits for its turn
+	} else if err != nil {
 		return 0, err
 	}
 	j.mu.Lock()
@@ -225,8 +315,8 @@ func (j *Journal) tryLead(ctx context.Context) (int64, error) {
 }
 
 // leases returns the highest term on either server and whether somebody else's lease is still alive.
-func (j *Journal) leases(ctx context.Context) (highest int64, busy bool, err error) {
-	err = j.read(ctx, j.leaseKey(), func(at side, text string) error {
+func (j *Journal) leases(ctx context.Context) (highest int64, busy, elsewhere bool, err error) {
+	elsewhere, err = j.read(ctx, j.leaseKey(), func(at side, text string) error {
 		var l lease
 		if err := json.Unmarshal([]byte(text), &l); err != nil {
 			return err
@@ -239,7 +329,7 @@ func (j *Journal) leases(ctx context.Context) (highest int64, busy bool, err err
 		busy = busy || l.Holder != j.holder && l.Until > now
 		return nil
 	})
-	return highest, busy, err
+	return highest, busy, elsewhere, err
 }
 
 func (j *Journal) serverTime(ctx context.Context, at side) (int64, error) {
@@ -251,7 +341,7 @@ func (j *Journal) serverTime(ctx context.Context, at side) (int64, error) {
 	return sec * 1000, nil
 }
 
-func (j *Journal) renew(ctx context.Context) error {
+func (j *Journal) renew(ctx context.Context, elsewhere bool) error {
 	j.mu.Lock()
 	epoch := j.epoch
 	j.mu.Unlock()
@@ -263,7 +353,7 @@ func (j *Journal) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return j.write(ctx, j.leaseKey(), string(b))
+	return j.write(ctx, j.leaseKey(), string(b), elsewhere)
 }
 
 // Keep renews the lead until ctx ends, then gives it up so that a successor need not wait. It returns ErrNotLeader when the lead is
@@ -279,17 +369,17 @@ func (j *Journal) Keep(ctx context.Context) error {
 		case <-tick.C:
 		}
 		started := time.Now()
-		err := j.fenced(ctx)
+		elsewhere, err := j.fenced(ctx)
 		if err == nil {
-			err = j.renew(ctx)
+			err = j.renew(ctx, elsewhere)
 		}
 		switch {
 		case err == nil:
 			renewed = started
 		case errors.Is(err, ErrNotLeader):
-			return ErrNotLeader
+			return retry.Stop(ErrNotLeader)
 		case ctx.Err() == nil && time.Since(renewed) > leaseTime*3/4:
-			return errors.Join(ErrNotLeader, err)
+			return retry.Stop(errors.Join(ErrNotLeader, err))
 		}
 	}
 }
@@ -297,7 +387,8 @@ func (j *Journal) Keep(ctx context.Context) error {
 func (j *Journal) release(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	if err := j.fenced(ctx); err != nil {
+	elsewhere, err := j.fenced(ctx)
+	if err != nil {
 		return nil // it isn't ours to give up
 	}
 	j.mu.Lock()
@@ -306,13 +397,13 @@ func (j *Journal) release(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return j.write(ctx, j.leaseKey(), string(b))
+	return j.write(ctx, j.leaseKey(), string(b), elsewhere)
 }
 
 // Finish removes the journal and the lead from both servers.
 func (j *Journal) Finish(ctx context.Context) error {
 	for _, at := range []side{j.pair.target, j.pair.source} {
-		if _, err := j.exchange(ctx, at, "write", command{"UNLINK", j.recordKey(), j.leaseKey()}); err != nil {
+		if _, err := j.exchange(ctx, at, "write", command{"UNLINK", j.recordKey(), j.leaseKey(), j.o.elsewhereKey()}); err != nil {
 			return fmt.Errorf("remove the journal on the %s: %w", at.name, err)
 		}
 	}

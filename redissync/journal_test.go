@@ -3,10 +3,13 @@ package redissync
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
+	"replicator/internal/preflight"
 	"replicator/internal/redistest"
+	"replicator/internal/retry"
 )
 
 func TestJournalSurvivesAFreezeOfEitherSide(t *testing.T) {
@@ -36,6 +39,11 @@ func TestJournalSurvivesAFreezeOfEitherSide(t *testing.T) {
 	}
 	save("one")
 	for _, c := range []*client{r.b, r.a} {
+		if c == r.b { // as Freeze does before it holds the target's writes
+			if err := New(r.o).markElsewhere(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
 		c.do("CLIENT", "PAUSE", "100000", "WRITE")
 		save("two")
 		save("three")
@@ -59,8 +67,13 @@ func TestJournalSurvivesAFreezeOfEitherSide(t *testing.T) {
 	if epoch, err = j2.Lead(ctx); err != nil || epoch != 2 {
 		t.Fatalf("second lead: %d, %v", epoch, err)
 	}
-	if err := j.Save(ctx, []byte("stale")); !errors.Is(err, ErrNotLeader) {
-		t.Fatalf("a stale leader's save: %v", err)
+	tries := 0
+	err = retry.Do(ctx, retry.Policy{First: time.Millisecond}, func(ctx context.Context) error {
+		tries++
+		return fmt.Errorf("journal: %w", j.Save(ctx, []byte("stale")))
+	})
+	if !errors.Is(err, ErrNotLeader) || tries != 1 {
+		t.Fatalf("a stale leader's save, tried %d times: %v", tries, err)
 	}
 	if err := j2.Save(ctx, []byte("five")); err != nil {
 		t.Fatal(err)
@@ -73,5 +86,77 @@ func TestJournalSurvivesAFreezeOfEitherSide(t *testing.T) {
 	}
 	if v := r.b.do("DBSIZE"); v.num != 0 {
 		t.Errorf("%d keys left", v.num)
+	}
+}
+
+// TestAJournalWithoutItsSource goes on where the target alone knows everything, and refuses where the source may know more.
+func TestAJournalWithoutItsSource(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, redistest.Options{}, redistest.Options{Persistent: true})
+	ctx := r.ctx()
+	old := NewJournal(r.o)
+	if _, err := old.Lead(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Save(ctx, []byte("switched")); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.source.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	j := NewJournal(r.o)
+	epoch, err := j.Lead(ctx)
+	if err != nil || epoch != 2 {
+		t.Fatalf("lead without the source: %d, %v", epoch, err)
+	}
+	if b, err := j.Load(ctx); string(b) != "switched" || err != nil {
+		t.Fatalf("load without the source: %q, %v", b, err)
+	}
+	if err := j.Save(ctx, []byte("rolling back")); err != nil {
+		t.Fatalf("save without the source: %v", err)
+	}
+	// A rollback's freeze: the source takes the records.
+	if err := r.source.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := New(r.o).markElsewhere(ctx); err != nil {
+		t.Fatal(err)
+	}
+	r.b.do("CLIENT", "PAUSE", "600000", "WRITE")
+	if err := j.Save(ctx, []byte("rolled back")); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.source.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	var h *preflight.Hinted
+	if b, err := NewJournal(r.o).Load(ctx); !errors.As(err, &h) || h.Hint == "" {
+		t.Fatalf("an outdated record %q was loaded: %v", b, err)
+	}
+	r.b.do("CLIENT", "UNPAUSE")
+	if _, err := NewJournal(r.o).Load(ctx); err == nil {
+		t.Fatal("an outdated record was loaded after the pause")
+	}
+	// What stands on the target again is all there is.
+	if err := r.source.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Save(ctx, []byte("done")); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.source.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := NewJournal(r.o).Load(ctx); string(b) != "done" || err != nil {
+		t.Fatalf("load: %q, %v", b, err)
+	}
+	// The target can't be done without.
+	r.source.Start(ctx)
+	r.target.Kill()
+	if b, err := NewJournal(r.o).Load(ctx); err == nil {
+		t.Fatalf("loaded %q without the target", b)
 	}
 }

@@ -407,7 +407,7 @@ func (p *Pair) Finish(ctx context.Context) error {
 		if _, err := p.control(ctx, at, command{"CLIENT", "UNPAUSE"}); err != nil && !isReplyError(err) {
 			return fmt.Errorf("remove what replicator made on the %s: %w", at.name, err)
 		}
-		if _, err := p.control(ctx, at, command{"UNLINK", p.o.stateKey(), p.o.probeKey(), p.o.originKey()}); err != nil {
+		if _, err := p.control(ctx, at, command{"UNLINK", p.o.stateKey(), p.o.probeKey(), p.o.originKey(), p.o.elsewhereKey()}); err != nil {
 			return fmt.Errorf("remove what replicator made on the %s: %w", at.name, err)
 		}
 		if err := p.removeTemporary(ctx, at); err != nil {
