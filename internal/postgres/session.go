@@ -43,6 +43,7 @@ var pinned = map[string]string{
 	"tcp_keepalives_idle":                 "30",
 	"tcp_keepalives_interval":             "10",
 	"tcp_keepalives_count":                "3",
+	"tcp_user_timeout":                    "60000",
 }
 
 // Identity names a session to whoever looks at pg_stat_activity, and to a successor that has to end it.
@@ -103,6 +104,7 @@ func prepare(c *pgx.ConnConfig, id Identity, role string) {
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = 10 * time.Second
 	}
+	c.DialFunc = dial
 	maps.Copy(c.RuntimeParams, pinned)
 	c.RuntimeParams["application_name"] = id.ApplicationName(role)
 }
