@@ -2,7 +2,10 @@ package logical
 
 import (
 	"context"
+	"crypto/tls"
 	"io"
+	"net"
+	"syscall"
 	"time"
 )
 
@@ -28,6 +31,7 @@ type pace struct {
 	data []byte // of buf, not read yet
 	// scarce: the last look found less than half a buffer.
 	scarce bool
+	socket syscall.RawConn // nil before attach, or where there is none
 }
 
 func newPace(from io.Reader, idle func() bool) *pace {
@@ -38,7 +42,9 @@ func newPace(from io.Reader, idle func() bool) *pace {
 func (p *pace) Read(b []byte) (int, error) {
 	if len(p.data) == 0 {
 		if p.scarce && !p.idle() {
+			p.lowWater(len(p.buf) / 2)
 			time.Sleep(rest)
+			p.lowWater(1)
 		}
 		n, err := p.from.Read(p.buf)
 		p.data, p.scarce = p.buf[:n], n < len(p.buf)/2
@@ -50,6 +56,27 @@ func (p *pace) Read(b []byte) (int, error) {
 	n := copy(b, p.data)
 	p.data = p.data[n:]
 	return n, nil
+}
+
+// attach tells the pace the session's connection, before its first rest.
+func (p *pace) attach(conn net.Conn) {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	if c, ok := conn.(syscall.Conn); ok {
+		p.socket, _ = c.SyscallConn() // without it a rest still helps
+	}
+}
+
+// lowWater sets how much must have arrived before the kernel tells anybody (SO_RCVLOWAT, socket(7)): the runtime's poller looks at the
+// connection even while no goroutine does, and would be woken by every message.
+func (p *pace) lowWater(n int) {
+	if p.socket == nil {
+		return
+	}
+	_ = p.socket.Control(func(fd uintptr) {
+		_ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVLOWAT, n) // only costs time where it can't be set
+	})
 }
 
 // idle tells whether the applier may be waiting for the very next message.

@@ -109,10 +109,15 @@ func (s *Source) Stream(ctx context.Context, start replication.Position, out cha
 		return err
 	}
 	b := newBuilder(s.o.Limits, lsn, s.o.Seams)
-	conn, err := postgres.ConnectReplication(ctx, s.o.URL, s.o.ID, "stream", func(r io.Reader) io.Reader { return newPace(r, b.idle) })
+	var p *pace
+	conn, err := postgres.ConnectReplication(ctx, s.o.URL, s.o.ID, "stream", func(r io.Reader) io.Reader {
+		p = newPace(r, b.idle) // of the last attempt, where there are several
+		return p
+	})
 	if err != nil {
 		return err
 	}
+	p.attach(conn.Conn())
 	defer func() {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
