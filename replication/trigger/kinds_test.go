@@ -90,6 +90,7 @@ var order = []string{"insert", "update leaves a TOASTed value", "delete", "inser
 func TestEveryKindArrives(t *testing.T) {
 	for name, limit := range map[string]int{"whole": 0, "pieces": 3} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := newFixture(t, kinds)
 			if limit > 0 {
 				f.o.Limits = trigger.Limits{Changes: limit, Bytes: 1 << 20}
@@ -110,6 +111,7 @@ func TestEveryKindArrives(t *testing.T) {
 			}
 		})
 		t.Run("at once, "+name, func(t *testing.T) {
+			t.Parallel()
 			f := newFixture(t, kinds)
 			if limit > 0 {
 				f.o.Limits = trigger.Limits{Changes: limit, Bytes: 1 << 20}
@@ -142,6 +144,7 @@ func (f *fixture) run(name string) {
 func TestOtherVersions(t *testing.T) {
 	for _, version := range []int{13, 18} {
 		t.Run(fmt.Sprint(version), func(t *testing.T) {
+			t.Parallel()
 			f := newFixtureOn(t, pgtest.Start(t, pgtest.Options{Version: version}), kinds)
 			f.begin()
 			for _, name := range order {

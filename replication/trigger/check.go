@@ -1,0 +1,129 @@
+package trigger
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"replicator/internal/postgres"
+	"replicator/internal/preflight"
+	"replicator/internal/retry"
+)
+
+const enabledSQL = `
+SELECT x.oid::text FROM unnest($1::text::oid[]) x(oid) LEFT JOIN pg_trigger t
+  ON t.tgrelid = x.oid AND t.tgname IN ('replicator_capture', 'replicator_capture_truncate') AND t.tgenabled = 'A'
+GROUP BY x.oid HAVING count(t.oid) <> 2`
+
+// tablesSQL identifies the set of tables; a partition that was attached or a table that came or went changes it.
+const tablesSQL = `
+SELECT count(*) || ' ' || coalesce(sum(c.oid::bigint), 0) || ' ' || (SELECT count(*) || ' ' || coalesce(sum(inhrelid::bigint * 31 + inhparent::bigint), 0) FROM pg_inherits)
+FROM pg_class c WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'`
+
+// check locks the tables that have changes, and makes sure that the window can be trusted: no table has been rewritten since the snapshot was
+// taken, all triggers have stood in place, and the catalog is as it was.
+func (w *window) check(ctx context.Context) error {
+	var queries []query
+	var bad uint32
+	var tables string
+	var shapes []found
+	if len(w.dirty) > 0 {
+		oids := make([]uint32, len(w.dirty))
+		for i, t := range w.dirty {
+			oids[i] = t.oid
+		}
+		queries = append(queries, query{sql: lockStatement(w.dirty)}, query{shapeSQL, [][]byte{oidArray(oids)}, func(row [][]byte) error {
+			var f found
+			err := json.Unmarshal(row[0], &f)
+			shapes = append(shapes, f)
+			return err
+		}})
+	}
+	queries = append(queries, query{tablesSQL, nil, func(row [][]byte) error {
+		tables = string(row[0])
+		return nil
+	}}, query{enabledSQL, [][]byte{oidArray(w.oids)}, func(row [][]byte) error {
+		oid, err := strconv.ParseUint(string(row[0]), 10, 32)
+		bad = uint32(oid)
+		return err
+	}})
+	if err := w.ask(ctx, queries); err != nil {
+		if postgres.Code(err) == postgres.CodeUndefinedTable {
+			return retry.Stop(&preflight.Hinted{Code: "capture-altered", Err: fmt.Errorf("a table with changes was dropped or renamed: %w", err),
+				Hint: "make both sides alike, then run `replicator resync` for it, or exclude it"})
+		}
+		return err
+	}
+	if bad != 0 {
+		name := w.tables[bad].name
+		return retry.Stop(&preflight.Hinted{Code: "capture-disabled", Err: fmt.Errorf("the capture triggers of table %s are, or were for a while, switched off or gone (ALTER TABLE … DISABLE TRIGGER, or the table was dropped): changes may be missing", name),
+			Hint: fmt.Sprintf("run `replicator resync` with --table %s, and keep triggers enabled: DISABLE TRIGGER ALL and USER hit ours too", name)})
+	}
+	reshaped, err := w.describe(shapes)
+	if err != nil {
+		return err
+	}
+	if w.s.o.Drift == nil || (!reshaped && tables == w.catalog && time.Since(w.driftAsked) < w.s.o.DriftEvery) {
+		return nil
+	}
+	// What the session forbids the planner for the log's sake would make a query of the whole catalog slow.
+	if _, err := w.conn.Exec(ctx, `SELECT set_config(x, 'on', true) FROM unnest($1::text[]) x`, forbidden); err != nil {
+		return fmt.Errorf("ask for drift: %w", err)
+	}
+	if err := w.s.o.Drift(ctx, w.conn); err != nil {
+		return err
+	}
+	if _, err := w.conn.Exec(ctx, `SELECT set_config(x, 'off', true) FROM unnest($1::text[]) x`, forbidden); err != nil {
+		return fmt.Errorf("ask for drift: %w", err)
+	}
+	w.driftAsked, w.catalog = time.Now(), tables
+	return nil
+}
+
+// describe takes over the descriptions of the tables that have changes; reshaped tells whether one is new or no longer what it was.
+func (w *window) describe(shapes []found) (reshaped bool, err error) {
+	for _, f := range shapes {
+		if f.Rewritten {
+			return false, errRewritten
+		}
+		t := w.tables[f.OID]
+		was := t.shape
+		if err := t.describe(f.shape(t)); err != nil {
+			return false, err
+		}
+		reshaped = reshaped || t.shape != was
+	}
+	if len(shapes) != len(w.dirty) {
+		return false, retry.Stop(&preflight.Hinted{Code: "capture-altered", Err: errors.New("a table with changes was dropped"), Hint: "exclude it, or make it again and run `replicator resync` for it"})
+	}
+	return reshaped, nil
+}
+
+func oidArray(oids []uint32) []byte {
+	b := []byte{'{'}
+	for i, o := range oids {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendUint(b, uint64(o), 10)
+	}
+	return append(b, '}')
+}
+
+const lockHoldersSQL = `
+SELECT coalesce(string_agg(DISTINCT c.relname || ' by pid ' || coalesce(l.pid::text, '? (prepared)') || ' (' || coalesce(nullif(a.application_name, ''), 'no name') || ', ' ||
+  coalesce(a.state, '?') || ', open for ' || coalesce(date_trunc('second', clock_timestamp() - a.xact_start)::text, '?') || ')', '; '), 'somebody')
+FROM pg_locks l JOIN pg_class c ON c.oid = l.relation LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.relation = ANY($1) AND l.granted AND l.mode = 'AccessExclusiveLock' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`
+
+// holders names who holds the tables that the window needs.
+func (w *window) holders(ctx context.Context) string {
+	var who string
+	if err := w.conn.QueryRow(ctx, lockHoldersSQL, w.oids).Scan(&who); err != nil {
+		return "somebody"
+	}
+	return who
+}
