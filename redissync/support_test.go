@@ -73,7 +73,11 @@ type rig struct {
 func newRig(t *testing.T, source, target redistest.Options) *rig {
 	t.Helper()
 	// Other servers can be put in the place of redis-server, to try pairs of versions.
-	source.Binary, target.Binary = os.Getenv("REPLICATOR_TEST_SOURCE_REDIS"), os.Getenv("REPLICATOR_TEST_TARGET_REDIS")
+	for o, name := range map[*redistest.Options]string{&source: "REPLICATOR_TEST_SOURCE_REDIS", &target: "REPLICATOR_TEST_TARGET_REDIS"} {
+		if v := os.Getenv(name); v != "" && o.Version == "" {
+			o.Version = v
+		}
+	}
 	r := &rig{t: t, source: redistest.Start(t, source), target: redistest.Start(t, target)}
 	r.a, r.b = dialServer(t, r.source), dialServer(t, r.target)
 	r.o = Options{Migration: "shop", Name: "cache", SourceURL: r.source.URL(), TargetURL: r.target.URL(), Epoch: 1,
