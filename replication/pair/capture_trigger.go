@@ -96,10 +96,12 @@ func (c triggerCapture) drift(ctx context.Context, q trigger.Querier) error {
 }
 
 func (c triggerCapture) beat(ctx context.Context, token string) (replication.Position, error) {
-	if _, err := state.Beat(ctx, c.origin().pool, token); err != nil {
+	// Looked at before the beat, so that the window which carries the beat is certain to reach it.
+	o, err := trigger.Observe(ctx, c.origin().pool)
+	if err != nil {
 		return "", c.errorf(err)
 	}
-	o, err := trigger.Observe(ctx, c.origin().pool)
+	_, err = state.Beat(ctx, c.origin().pool, token)
 	return o.Position, c.errorf(err)
 }
 
