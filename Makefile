@@ -44,8 +44,8 @@ soak: ## run the long tests in full: every seed, every version pair (hours)
 		-p 1 -count 1 -timeout $(SOAK_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(PACKAGES)
 
 .PHONY: bench
-bench: ## measure against native replication on real servers (REPLICATOR_BENCH_SCALE=1 REPLICATOR_BENCH_ROUNDS=5 for the full sizes; needs an idle machine)
-	@scripts/install-tools pg
+bench: ## measure against native replication on real servers (REPLICATOR_BENCH_SCALE=1 REPLICATOR_BENCH_ROUNDS=5 for the full sizes; needs an idle machine; RUN=Capture: trigger capture against Bucardo)
+	@scripts/install-tools pg $(if $(RUN),$(if $(findstring Capture,$(RUN)),bucardo),bucardo)
 	@go test -run '^$$' -bench '$(or $(RUN),.)' -benchtime 1x -timeout 5h ./internal/bench
 
 .PHONY: lint

@@ -19,6 +19,8 @@ type variant struct {
 	loads   []throughput
 	// behind is how many seconds the target needed afterwards until it had everything.
 	behind []float64
+	// session is the CPU time that the daemon's sessions took on the source meanwhile, in seconds a second.
+	session []float64
 }
 
 func (v *variant) run(durable bool, seconds int) {
@@ -30,8 +32,15 @@ func (v *variant) run(durable bool, seconds int) {
 		v.r.await()
 	}
 	v.r.exec(v.r.origin, vacuumSQL)
+	before, _ := v.r.sessions()
+	spent := -cpuOf(before)
 	v.loads = append(v.loads, v.r.tpcb(durable, fmt.Sprintf("--time=%d", seconds)))
 	if v.running {
+		after, _ := v.r.sessions()
+		if !slices.Equal(before, after) {
+			b.Fatalf("the sessions of %s changed from %v to %v", v.name, before, after)
+		}
+		v.session = append(v.session, (spent+cpuOf(after))/float64(seconds))
 		began := time.Now()
 		v.r.mark()
 		v.r.await()
@@ -40,6 +49,14 @@ func (v *variant) run(durable bool, seconds int) {
 	} else if v.r.logged != "" {
 		v.r.settle()
 	}
+}
+
+// cpuOf is the CPU time of processes, in seconds.
+func cpuOf(pids []int) (sum float64) {
+	for _, pid := range pids {
+		sum += cpu(pid)
+	}
+	return sum
 }
 
 func median(v []float64) float64 {
@@ -72,7 +89,7 @@ func BenchmarkCaptureCost(b *testing.B) {
 		for _, r := range []*rival{ours, theirs} {
 			r.equal(r.copyURL)
 		}
-		fmt.Printf("\nTPC-B, scale %d, %d s a run, %d rounds, commits %s; source and pgbench on one core\n\n| source with | transactions/s | loss | of each round | WAL bytes/transaction | behind at the end |\n| --- | --- | --- | --- | --- | --- |\n", d.size, seconds, rounds(b), commits)
+		fmt.Printf("\nTPC-B, scale %d, %d s a run, %d rounds, commits %s; source and pgbench on one core\n\n| source with | transactions/s | loss | of each round | WAL bytes/transaction | daemon's sessions there | behind at the end |\n| --- | --- | --- | --- | --- | --- | --- |\n", d.size, seconds, rounds(b), commits)
 		for _, v := range variants {
 			var tps, losses, wal []float64
 			var each []string
@@ -81,11 +98,12 @@ func BenchmarkCaptureCost(b *testing.B) {
 				tps, losses, wal = append(tps, l.tps), append(losses, loss), append(wal, float64(l.wal)/float64(l.count))
 				each = append(each, fmt.Sprintf("%.1f", loss))
 			}
-			behind := "–"
+			behind, session := "–", "–"
 			if v.running {
+				session = fmt.Sprintf("%.0f %% of the core", 100*median(v.session))
 				behind = fmt.Sprintf("%.1f s", median(v.behind))
 			}
-			fmt.Printf("| %s | %.0f | %.1f %% | %s | %.0f | %s |\n", v.name, median(tps), median(losses), strings.Join(each, ", "), median(wal), behind)
+			fmt.Printf("| %s | %.0f | %.1f %% | %s | %.0f | %s | %s |\n", v.name, median(tps), median(losses), strings.Join(each, ", "), median(wal), session, behind)
 		}
 		fmt.Println()
 	}
@@ -117,20 +135,14 @@ func (r *rival) drain(n int) backlog {
 	})
 	began := time.Now()
 	daemon := r.daemon()
-	spent := func(pids []int) (sum float64) {
-		for _, pid := range pids {
-			sum += cpu(pid)
-		}
-		return sum
-	}
-	k.source, k.applied, k.daemon = -spent(source), -spent(target), -spent(daemon)
+	k.source, k.applied, k.daemon = -cpuOf(source), -cpuOf(target), -cpuOf(daemon)
 	r.await()
 	k.seconds = time.Since(began).Seconds()
 	source, target = r.sessions()
 	daemon = r.daemon()
-	k.source += spent(source)
-	k.applied += spent(target)
-	k.daemon += spent(daemon)
+	k.source += cpuOf(source)
+	k.applied += cpuOf(target)
+	k.daemon += cpuOf(daemon)
 	r.stop()
 	r.equal(r.copyURL)
 	return k
