@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 
+	"replicator/internal/postgres"
 	"replicator/internal/preflight"
+	"replicator/internal/retry"
 	"replicator/replication"
 	"replicator/replication/state"
 )
@@ -20,7 +22,13 @@ func (p *Pair) CaughtUp(ctx context.Context) error {
 		if _, err := p.running(ctx, reverse); err != nil {
 			return err
 		}
-		now, err := p.capture(reverse).beat(ctx, "caught-up")
+		var now replication.Position
+		err := retry.Do(ctx, retry.Policy{}, func(ctx context.Context) (err error) {
+			if now, err = p.capture(reverse).beat(ctx, "caught-up"); err != nil && !postgres.IsTransient(err) {
+				err = retry.Stop(err)
+			}
+			return err
+		})
 		if err != nil {
 			return err
 		}

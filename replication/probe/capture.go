@@ -29,6 +29,9 @@ func (r *run) capture(ctx context.Context, s *side) {
 		if r.Capture != c.name && r.Capture != "auto" && r.Capture != "" {
 			continue
 		}
+		if c.name == "trigger" && (r.Triggers == nil || (r.Capture != c.name && s.replication && s.walLevel == "logical")) {
+			continue // not in this program, or logical capture is granted and only has to be mended
+		}
 		sub := &run{Options: r.Options}
 		c.probe(sub, ctx, s)
 		if preflight.Worst(sub.findings) < preflight.Error {
@@ -52,10 +55,6 @@ var captureWords = map[string]string{"logical": "logical decoding of the write-a
 
 // trigger looks at what a change log needs: tables that the role owns, with keys, and a schema to keep it in.
 func (r *run) trigger(ctx context.Context, s *side) {
-	if r.Triggers == nil {
-		r.fail(s.name, "capture", "set capture to auto or logical", "capture by triggers is not in this program")
-		return
-	}
 	var create bool
 	if err := s.conn.QueryRow(ctx, `SELECT has_database_privilege(current_database(), 'CREATE')`).Scan(&create); err != nil {
 		r.broke(s.name, "capture-schema", err)

@@ -1,13 +1,18 @@
 package probe
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"replicator/internal/pgtest"
+	"replicator/internal/preflight"
+	"replicator/replication"
 	"replicator/replication/schema"
 	"replicator/replication/schema/schematest"
 )
@@ -22,18 +27,26 @@ func oldClient(t *testing.T) string {
 	return path
 }
 
-// Heroku's owner can't replicate and, as a target, can't silence triggers; the probe says both and what to do.
+// Heroku's owner can't replicate, so that triggers capture, and, as a target, can't silence triggers; the probe says both and what to do.
 func TestHerokuOwner(t *testing.T) {
 	s := pgtest.Shared(t)
 	srcDB, dstDB := s.Database(t), s.Database(t)
 	src, dst := s.HerokuOwner(t, srcDB), s.RDSMaster(t, dstDB)
 	pgtest.Exec(t, src, schematest.Everything)
-	findings := check(t, options(src, dst), with(everythingWarns, "source/replication-privilege=error", "source/capture=error", "source/rollback-apply=warning", "target/rollback-capture=warning")...)
+	findings := check(t, options(src, dst), with(everythingWarns, "source/replication-privilege=error", "source/capture=error", "target/rollback-capture=warning")...)
 	for _, f := range findings {
 		if f.Code == "capture" && !strings.Contains(f.Hint, "logical replication") {
 			t.Errorf("the capture's remedy is %q", f.Hint)
 		}
 	}
+	o := options(src, dst)
+	o.Triggers = func(_ context.Context, _ *pgx.Conn, tables []replication.Table) ([]preflight.Finding, error) {
+		if len(tables) == 0 {
+			t.Error("no table was handed on")
+		}
+		return []preflight.Finding{{Code: "capture-keyless", Severity: preflight.Warning, Message: "some table", Hint: "some remedy"}}, nil
+	}
+	check(t, o, with(everythingWarns, "source/capture-keyless=warning", "target/rollback-capture=warning")...)
 	check(t, options(s.Database(t), src), "source/tables=error", "target/target-empty=error", "target/session-replication-role=error", "target/rollback-capture=warning")
 }
 
