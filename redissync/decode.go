@@ -14,8 +14,9 @@ import (
 // errMoved says that a key changed its type, or went, while it was being decoded.
 var errMoved = errors.New("the key changed meanwhile")
 
-// decode returns a digest of a key's value that doesn't depend on how the server encodes it: equal values give equal digests.
-func decode(ctx context.Context, s *session, db int, key string) (string, error) {
+// decode returns a digest of a key's value that doesn't depend on how the server encodes it: equal values give equal digests. The level is
+// that of the older of the servers compared: what it doesn't know doesn't count.
+func decode(ctx context.Context, s *session, db int, key string, level version) (string, error) {
 	ask := func(args ...string) (value, error) {
 		r, err := s.exec(ctx, db, []unit{{key, []command{args}}})
 		if err != nil {
@@ -78,7 +79,7 @@ func decode(ctx context.Context, s *session, db int, key string) (string, error)
 		if err != nil {
 			return "", err
 		}
-		parts = []string{canonicalStream(v)}
+		parts = []string{canonicalStream(v, level)}
 	default:
 		return "", fmt.Errorf("key %s is of type %s, which can't be compared", show(key), t.str)
 	}
@@ -101,7 +102,7 @@ func sortedPairs(in []string) []string {
 }
 
 // canonicalStream renders XINFO STREAM FULL without what isn't the stream's content: its memory layout, and when consumers were seen.
-func canonicalStream(v value) string {
+func canonicalStream(v value, level version) string {
 	var b strings.Builder
 	var walk func(v value, field string)
 	walk = func(v value, field string) {
@@ -121,6 +122,12 @@ func canonicalStream(v value) string {
 			switch name {
 			case "radix-tree-keys", "radix-tree-nodes", "seen-time", "active-time", "lag", "idle", "inactive":
 				continue
+			case "entries-added", "max-deleted-entry-id", "recorded-first-entry-id", "entries-read":
+				if level < 70000 {
+					continue
+				}
+			case "pending": // as Redis 6.0 calls it
+				name = "pel"
 			}
 			b.WriteString(name)
 			b.WriteByte('=')

@@ -54,6 +54,11 @@ func (f *flow) admission() func(context.Context, *link) error {
 				return errUnproved
 			}
 		}
+		if l != admitted {
+			if err := l.unnoticed(ctx, info); err != nil {
+				return err
+			}
+		}
 		admitted, at = l, gaps
 		return nil
 	}

@@ -113,8 +113,17 @@ func (l *link) greet(ctx context.Context, e endpoint, name string, resp3 bool) e
 			return fmt.Errorf("%s: %w", cmds[i][0], err)
 		}
 	}
-	// Keys that are only read for copying should not look recently used (Redis 7.2+); older servers refuse the word, harmlessly.
-	_, err = l.pipe(ctx, []command{{"CLIENT", "NO-TOUCH", "ON"}})
+	return nil
+}
+
+// unnoticed keeps keys that this connection reads from looking recently used, where the server can do that safely: Redis 8.0 to 8.2 and
+// Valkey 8.1 crash when a connection with CLIENT NO-TOUCH makes a key ready for which another client waits (BRPOP, XREADGROUP), which
+// even a read does that finds a key expired. The crash was fixed in Redis 8.4 and Valkey 9.0.
+func (l *link) unnoticed(ctx context.Context, server serverInfo) error {
+	if !server.noTouchIsSafe() {
+		return nil
+	}
+	_, err := l.pipe(ctx, []command{{"CLIENT", "NO-TOUCH", "ON"}}) // a refusal does no harm
 	return err
 }
 

@@ -8,6 +8,12 @@ var newestType = []struct {
 	kind    byte
 }{{12, 25}, {11, 21}, {10, 19}, {9, 15}}
 
+// From RDB version 80 on, Valkey numbers for itself; up to type 21 its forms are those of Redis.
+const (
+	valkeyRDB  = 80
+	sharedType = 21
+)
+
 // downgrade returns the payload with the footers of older RDB versions, newest first, as far as such a version knows the type of
 // the value: the bodies are the same then.
 func downgrade(payload string) ([]string, bool) {
@@ -16,6 +22,9 @@ func downgrade(payload string) ([]string, bool) {
 	}
 	body := payload[:len(payload)-10]
 	now := binary.LittleEndian.Uint16([]byte(payload[len(payload)-10:]))
+	if now >= valkeyRDB && payload[0] > sharedType {
+		return nil, false // Redis 7.4 means another form by the same type byte
+	}
 	var out []string
 	for _, t := range newestType {
 		if t.version >= now || payload[0] > t.kind {

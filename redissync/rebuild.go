@@ -192,7 +192,11 @@ func rebuildStream(key string, v value, there version) ([]command, error) {
 		}
 		cmds = append(cmds, create)
 		for _, c := range list(g, "consumers") {
-			cmds = append(cmds, command{"XGROUP", "CREATECONSUMER", key, name, text(c, "name")})
+			add := command{"XGROUP", "CREATECONSUMER", key, name, text(c, "name")}
+			if there < 60200 { // reading what was delivered to it before makes a consumer too, and delivers nothing
+				add = command{"XREADGROUP", "GROUP", name, text(c, "name"), "COUNT", "1", "STREAMS", key, "0"}
+			}
+			cmds = append(cmds, add)
 		}
 		for _, p := range list(g, "pel", "pending") {
 			f := p.strings()

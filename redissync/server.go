@@ -93,6 +93,14 @@ func (i *serverInfo) parse(text string) {
 	i.cluster = i.fields["cluster_enabled"] == "1" || i.fields["redis_mode"] == "cluster"
 }
 
+// noTouchIsSafe tells whether the server has CLIENT NO-TOUCH, and not the versions of it that crash (see link.unnoticed).
+func (i serverInfo) noTouchIsSafe() bool {
+	if v := parseVersion(i.fields["valkey_version"]); v != 0 {
+		return v < 80100 || v >= 90000
+	}
+	return i.version >= 70200 && i.version < 80000 || i.version >= 80400
+}
+
 func between(s, from, to string) string {
 	_, s, ok := strings.Cut(s, from)
 	if !ok {

@@ -37,3 +37,17 @@ func TestInfoIsRead(t *testing.T) {
 		t.Errorf("%+v", i)
 	}
 }
+
+func TestNoTouchIsNotUsedWhereItCrashesTheServer(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		redis, valkey string
+		want          bool
+	}{{"7.0.15", "", false}, {"7.2.0", "", true}, {"7.4.1", "", true}, {"8.0.2", "", false}, {"8.2.2", "", false}, {"8.4.0", "", true},
+		{"7.2.4", "8.0.1", true}, {"7.2.4", "8.1.1", false}, {"7.2.4", "9.1.2", true}} {
+		i := serverInfo{version: parseVersion(c.redis), fields: map[string]string{"valkey_version": c.valkey}}
+		if got := i.noTouchIsSafe(); got != c.want {
+			t.Errorf("Redis %s, Valkey %s: %v", c.redis, c.valkey, got)
+		}
+	}
+}

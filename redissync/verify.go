@@ -76,6 +76,7 @@ func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
 	}
 	defer v.origin.close()
 	defer v.destination.close()
+	v.origin.admit, v.destination.admit = unnoticed(), unnoticed()
 	if _, _, err := f.facts(ctx); err != nil { // the clocks are known
 		return Report{}, err
 	}
@@ -131,6 +132,24 @@ func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
 	}
 	p.o.Metrics.VerifyMismatches(len(suspects))
 	return r, nil
+}
+
+// unnoticed is for sessions that only read.
+func unnoticed() func(context.Context, *link) error {
+	var told *link
+	return func(ctx context.Context, l *link) error {
+		if l == told {
+			return nil
+		}
+		info, err := infoOn(ctx, l, "server")
+		if err == nil {
+			err = l.unnoticed(ctx, info)
+		}
+		if err == nil {
+			told = l
+		}
+		return err
+	}
 }
 
 // touch adds keys to those that the next incomplete verification compares.
@@ -322,11 +341,12 @@ func (v *verifier) judge(ctx context.Context, db int, key string, here, there co
 	}
 	if here.body() != there.body() {
 		// The same value may be encoded in several ways: only the decoded values count.
-		a, err := decode(ctx, v.origin, db, key)
+		level := min(v.originInfo.version, v.destInfo.version)
+		a, err := decode(ctx, v.origin, db, key, level)
 		if err != nil && !errors.Is(err, errMoved) {
 			return "", err
 		}
-		b, errB := decode(ctx, v.destination, db, key)
+		b, errB := decode(ctx, v.destination, db, key, level)
 		if errB != nil && !errors.Is(errB, errMoved) {
 			return "", errB
 		}
