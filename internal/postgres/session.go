@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"fmt"
-	"io"
 	"maps"
 	"regexp"
 	"strings"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -122,21 +120,13 @@ func Connect(ctx context.Context, url string, id Identity, role string) (*pgx.Co
 	return conn, nil
 }
 
-// ConnectReplication opens a session in logical replication mode (libpq's replication=database). Whatever the server sends passes
-// through the readers, of which the first is the nearest to the server.
-func ConnectReplication(ctx context.Context, url string, id Identity, role string, readers ...func(io.Reader) io.Reader) (*pgconn.PgConn, error) {
+// ConnectReplication opens a session in logical replication mode (libpq's replication=database).
+func ConnectReplication(ctx context.Context, url string, id Identity, role string) (*pgconn.PgConn, error) {
 	c, err := Config(url, id, role)
 	if err != nil {
 		return nil, err
 	}
 	c.RuntimeParams["replication"] = "database"
-	build := c.BuildFrontend
-	c.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		for _, f := range readers {
-			r = f(r)
-		}
-		return build(r, w)
-	}
 	conn, err := pgconn.ConnectConfig(ctx, &c.Config)
 	if err != nil {
 		return nil, fmt.Errorf("connect for %s: %w", role, err)

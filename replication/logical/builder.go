@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -34,9 +33,6 @@ type builder struct {
 	// reached is the place up to which everything has been handed over or is in cur. A server that has just started to send names places
 	// before it.
 	reached uint64
-
-	// busy is set while a batch waits for the applier.
-	busy atomic.Bool
 
 	filled chan struct{} // something may be taken
 	taken  chan struct{} // something was taken

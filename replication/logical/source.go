@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync/atomic"
 	"time"
 
@@ -109,15 +108,10 @@ func (s *Source) Stream(ctx context.Context, start replication.Position, out cha
 		return err
 	}
 	b := newBuilder(s.o.Limits, lsn, s.o.Seams)
-	var p *pace
-	conn, err := postgres.ConnectReplication(ctx, s.o.URL, s.o.ID, "stream", func(r io.Reader) io.Reader {
-		p = newPace(r, b.idle) // of the last attempt, where there are several
-		return p
-	})
+	conn, err := postgres.ConnectReplication(ctx, s.o.URL, s.o.ID, "stream")
 	if err != nil {
 		return err
 	}
-	p.attach(conn.Conn())
 	defer func() {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
@@ -253,7 +247,6 @@ func (s *Source) report(ctx context.Context, conn *pgconn.PgConn) error {
 
 func deliver(ctx context.Context, b *builder, out chan<- *replication.Batch) error {
 	for {
-		b.gather(ctx)
 		batch := b.take()
 		if batch == nil {
 			select {
@@ -263,12 +256,10 @@ func deliver(ctx context.Context, b *builder, out chan<- *replication.Batch) err
 			}
 			continue
 		}
-		b.busy.Store(true)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case out <- batch:
-			b.busy.Store(false)
 		}
 	}
 }
