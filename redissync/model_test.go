@@ -159,6 +159,12 @@ func (s *storm) client(srv *redistest.Server, r *rand.Rand, upheavals bool) {
 	}
 }
 
+func (s *storm) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ops
+}
+
 func (s *storm) end() int {
 	close(s.stop)
 	s.wg.Wait()
