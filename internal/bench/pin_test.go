@@ -38,7 +38,7 @@ func pin(b *testing.B, pid, core int) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			if err := unix.SchedSetaffinity(id, only(core)); err != nil && err != unix.ESRCH { //nolint:errorlint // a bare errno
+			if err := unix.SchedSetaffinity(id, only(core)); err != nil && err != unix.ESRCH {
 				b.Fatalf("keep process %d on core %d: %v", p, core, err)
 			}
 		}
