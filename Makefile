@@ -9,8 +9,8 @@ export REPLICATOR_TOOLS_DIR ?= $(CURDIR)/.tools
 TOOLS := $(REPLICATOR_TOOLS_DIR)/bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-# Packages tested at once. Two leaves a machine of two cores busy but not thrashing: every package starts servers of its own.
-PARALLEL ?= 2
+# Packages tested at once. Every package starts servers of its own and waits for them most of the time: three keep two cores busy.
+PARALLEL ?= 3
 # One package's bound, so that a hang is named by a stack trace within make test's 12 minutes.
 TEST_TIMEOUT ?= 9m
 SOAK_TIMEOUT ?= 6h

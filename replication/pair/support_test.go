@@ -57,11 +57,13 @@ func newFixture(t *testing.T) *fixture {
 // everyCapture runs a test once for each capture, with the roles that it is made for: a role that may replicate and one like Heroku's.
 func everyCapture(t *testing.T, test func(t *testing.T, f *fixture)) {
 	t.Run(Logical, func(t *testing.T) {
+		t.Parallel()
 		f := newFixture(t)
 		f.capture = Logical
 		test(t, f)
 	})
 	t.Run(Trigger, func(t *testing.T) {
+		t.Parallel()
 		f := newFixture(t)
 		f.capture = Trigger
 		s := pgtest.Shared(t)
