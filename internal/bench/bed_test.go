@@ -54,7 +54,7 @@ func newBed(b *testing.B) *bed {
 // rival makes the databases of one way to capture; the source's is loaded.
 func (d *bed) rival(name string) *rival {
 	d.b.Helper()
-	db := strings.ReplaceAll(name, " ", "_")
+	db := "db_" + strings.ReplaceAll(name, " ", "_") // Bucardo calls its own bucardo
 	d.exec(d.source.URL("postgres"), "CREATE DATABASE "+db)
 	d.exec(d.target.URL("postgres"), "CREATE DATABASE "+db)
 	w := *d.world
@@ -166,18 +166,35 @@ var (
 	countLine = regexp.MustCompile(`(?m)^number of transactions actually processed: ([0-9]+)`)
 )
 
+// children is the CPU time of a process's children that have ended (cutime and cstime of proc(5)), in seconds.
+func children(pid int) float64 {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	user, _ := strconv.Atoi(f[13]) // the kernel writes numbers
+	system, _ := strconv.Atoi(f[14])
+	return float64(user+system) / ticks
+}
+
 // throughput is what a run of pgbench did.
 type throughput struct {
 	tps   float64
 	count int
 	wal   int64 // bytes of write-ahead log meanwhile
+	// cpu is what pgbench and its backends used, in seconds: it says what a transaction costs, whatever else the machine does.
+	cpu float64
 }
 
 // tpcb runs pgbench's TPC-B as the owner, on the source's core.
 func (r *rival) tpcb(durable bool, args ...string) throughput {
 	r.b.Helper()
 	const walSQL = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint"
-	before := value[int64](r.world, r.control, walSQL)
+	parent := strconv.Itoa(r.source.Pid())
+	family := func() []int { return offspring(func(f []string) bool { return f[1] == parent }) }
+	stood := len(family())
+	before, reaped := value[int64](r.world, r.control, walSQL), children(r.source.Pid())
 	cmd := exec.CommandContext(r.b.Context(), tool(r.b, "pgbench"), append(args, "--no-vacuum", "--client=8", "--protocol=prepared", "--random-seed="+strconv.Itoa(r.marks+1), r.owner)...)
 	cmd.Env = os.Environ()
 	if !durable {
@@ -197,6 +214,9 @@ func (r *rival) tpcb(durable bool, args ...string) throughput {
 	var l throughput
 	l.tps, _ = strconv.ParseFloat(tps[1], 64) // the pattern admits numbers only
 	l.count, _ = strconv.Atoi(count[1])
+	// The postmaster reaps the backends a moment after pgbench has ended.
+	until(r.b, "end of pgbench's backends", time.Minute, func() bool { return len(family()) <= stood })
+	l.cpu = children(r.source.Pid()) - reaped + cmd.ProcessState.UserTime().Seconds() + cmd.ProcessState.SystemTime().Seconds()
 	l.wal = value[int64](r.world, r.control, walSQL) - before
 	return l
 }

@@ -126,7 +126,7 @@ func syscallSession(pid int) int {
 
 func (c *bucardo) processes() []int {
 	session := strconv.Itoa(c.session)
-	return offspring(func(f []string) bool { return f[3] == session })
+	return offspring(func(f []string) bool { return f[3] == session && f[0] != "Z" })
 }
 
 func (c *bucardo) stop() {

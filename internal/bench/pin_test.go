@@ -75,7 +75,7 @@ func offspring(want func(fields []string) bool) []int {
 			continue // it is gone
 		}
 		f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-		if len(f) > 3 && f[0] != "Z" && want(f) {
+		if len(f) > 3 && want(f) {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path))) // the kernel writes numbers
 			out = append(out, pid)
 		}
