@@ -379,7 +379,7 @@ func (p *Pair) Seal(ctx context.Context, reverse bool) error {
 		return fmt.Errorf("%s: %w", origin.name, err)
 	}
 	if st.Armed && st.Permanent {
-		return nil
+		return p.enterReplica(ctx, origin)
 	}
 	f, err := p.frozen(reverse)
 	if err != nil {
@@ -391,7 +391,8 @@ func (p *Pair) Seal(ctx context.Context, reverse bool) error {
 	p.mu.Lock()
 	f.sealed = true
 	p.mu.Unlock()
-	return nil
+	// From here on this side only follows.
+	return p.enterReplica(ctx, origin)
 }
 
 // Open lets the application write to the destination.

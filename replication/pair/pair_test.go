@@ -136,3 +136,50 @@ func uninstallLeavesNoTrace(t *testing.T, f *fixture) {
 		t.Errorf("something of ours is left on the target:\n%s", after)
 	}
 }
+
+// A source that may still open by itself keeps its triggers and foreign keys, whatever its role: when the daemon dies before the switch, the
+// application must find everything as it was.
+func TestUnsealedSideKeepsItsTriggers(t *testing.T) {
+	f := newFixture(t)
+	f.capture = Trigger
+	srv := pgtest.Shared(t)
+	f.source, f.target = srv.HerokuOwner(t, f.source), srv.RDSMaster(t, f.target)
+	pgtest.Exec(t, f.source, variedSchema)
+	f.start(false)
+	f.streaming()
+	ctx := f.ctx()
+	if err := f.pair.Prepare(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.pair.Freeze(ctx, false, time.Now().Add(20*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []func(context.Context, bool) error{f.pair.Fence, f.pair.Drain, f.pair.Sequences, f.pair.Arm} {
+		if err := step(ctx, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	acting := func() (n int) {
+		t.Helper()
+		const sql = `SELECT (SELECT count(*) FROM pg_trigger WHERE tgname = 'touch' AND tgenabled = 'O') + (SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conname LIKE 'child%')`
+		if err := pgtest.Connect(t, f.source).QueryRow(ctx, sql).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := acting(); n != 2 {
+		t.Errorf("armed, but not sealed: %d of the trigger and the foreign key act, want both", n)
+	}
+	if err := f.pair.Seal(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	if n := acting(); n != 0 {
+		t.Errorf("sealed: %d of the trigger and the foreign key act, want none", n)
+	}
+	if err := f.pair.Thaw(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	if n := acting(); n != 2 {
+		t.Errorf("thawed: %d of the trigger and the foreign key act, want both", n)
+	}
+}

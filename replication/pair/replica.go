@@ -82,9 +82,18 @@ FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n O
 WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid IN (SELECT oid FROM above) OR k.confrelid IN (SELECT oid FROM above))
 ORDER BY 1, 2, 3`
 
-// enterReplica puts aside what would act on applied changes on a side with an ordinary role. Nobody else writes there.
+// enterReplica puts aside what would act on applied changes on a side with an ordinary role. It does so only where the gate is shut for good: a
+// side that may open by itself, when the deadline of a freeze passes, must never be without its triggers and foreign keys. Until it is
+// shut so, no change of the application's arrives there anyway.
 func (p *Pair) enterReplica(ctx context.Context, s *side) error {
 	if !s.ordinary {
+		return nil
+	}
+	st, err := s.gate.State(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.name, err)
+	}
+	if !st.Armed || !st.Permanent {
 		return nil
 	}
 	copies, err := p.stored.Copies(ctx)
