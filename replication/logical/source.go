@@ -39,10 +39,9 @@ type Options struct {
 
 // Source streams from one slot. It implements replication.Source.
 type Source struct {
-	o        Options
-	acked    atomic.Uint64
-	received atomic.Uint64
-	news     chan struct{}
+	o     Options
+	acked atomic.Uint64
+	news  chan struct{}
 	// The reader's own: how often in a row the server has asked for an answer, and when it last did.
 	asked   int
 	askedAt time.Time
@@ -97,9 +96,6 @@ func (s *Source) Acknowledge(p replication.Position) {
 		}
 	}
 }
-
-// Received is the end of the write-ahead log that the server has sent or skipped so far, 0 before the first message.
-func (s *Source) Received() uint64 { return s.received.Load() }
 
 // Stream implements replication.Source. Starting acknowledges start: the destination must have made durable what lies before it.
 func (s *Source) Stream(ctx context.Context, start replication.Position, out chan<- *replication.Batch) (err error) {
@@ -190,14 +186,12 @@ func (s *Source) message(ctx context.Context, b *builder, data []byte) error {
 			return fmt.Errorf("receive from slot %q: %w", s.o.Slot, err)
 		}
 		s.asked = 0
-		s.received.Store(max(s.received.Load(), uint64(x.WALStart)))
 		return b.add(ctx, x.WALData)
 	case pglogrepl.PrimaryKeepaliveMessageByteID:
 		k, err := pglogrepl.ParsePrimaryKeepaliveMessage(data[1:])
 		if err != nil {
 			return fmt.Errorf("receive from slot %q: %w", s.o.Slot, err)
 		}
-		s.received.Store(max(s.received.Load(), uint64(k.ServerWALEnd)))
 		b.advance(k.ServerWALEnd)
 		if !k.ReplyRequested {
 			return nil
