@@ -31,7 +31,10 @@ func wholeRoad(t *testing.T, o demo.ServersOptions) {
 	var status struct {
 		Migration, Phase string
 		Postgres, Redis  []map[string]any
-		Cutover          struct{ Phase string }
+		Cutover          struct {
+			Phase                  string
+			PredictedFreezeSeconds *float64 `json:"predicted_freeze_seconds"`
+		}
 	}
 	if err := json.Unmarshal([]byte(w.run(ctx, 0, "status", "--json")), &status); err != nil {
 		t.Fatalf("the status is no document: %v", err)
@@ -44,6 +47,11 @@ func wholeRoad(t *testing.T, o demo.ServersOptions) {
 	w.run(ctx, 0, "cutover", "start", "--dry-run", "--wait")
 	if at := w.writers.At().Name; at != "source" {
 		t.Fatalf("a dry run moved the application to the %s", at)
+	}
+	if err := json.Unmarshal([]byte(w.run(ctx, 0, "status", "--json")), &status); err != nil {
+		t.Fatal(err)
+	} else if p := status.Cutover.PredictedFreezeSeconds; p == nil || *p <= 0 {
+		t.Errorf("the dry run predicted no freeze: %+v", status.Cutover)
 	}
 	w.awaitPairs(ctx, "streaming")
 

@@ -94,9 +94,7 @@ func (p *Pair) verifyOnce(ctx context.Context, only []replication.TableName) (ve
 	var b *exported
 	defer func() { b.close(ctx) }()
 	a, err := l.capture.align(ctx, l, func(loop context.Context) (err error) {
-		// What the stream changes from here on is no longer known to be equal.
 		p.mu.Lock()
-		clear(p.verified)
 		p.comparing = map[replication.TableName]bool{}
 		p.mu.Unlock()
 		b, err = p.export(loop, destination)
@@ -120,6 +118,8 @@ func (p *Pair) verifyOnce(ctx context.Context, only []replication.TableName) (ve
 	for _, t := range report.Tables {
 		if t.Equal && !p.comparing[t.Table] {
 			p.verified[t.Table] = true
+		} else {
+			delete(p.verified, t.Table) // a stray write isn't seen by the stream
 		}
 	}
 	return report, nil

@@ -1,0 +1,53 @@
+package pair
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"replicator/internal/pgtest"
+)
+
+// A prediction counts in the transaction that a freeze would wait for, and leaves what is known to be equal alone.
+func TestPredictFreeze(t *testing.T) { everyCapture(t, predictFreeze) }
+
+func predictFreeze(t *testing.T, f *fixture) {
+	pgtest.Exec(t, f.source, smallSchema)
+	f.start(false)
+	f.streaming()
+	ctx := f.ctx()
+	if d, err := f.pair.PredictFreeze(ctx, false); err != nil || d <= 0 || d > 20*time.Second {
+		t.Fatalf("an idle pair's freeze: %v, %v", d, err)
+	}
+	if known := f.pair.knownEqual(); len(known) != 2 {
+		t.Errorf("known to be equal: %v, want both tables", known)
+	}
+	conn, err := pgx.Connect(ctx, f.source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(ctx, "BEGIN; UPDATE t SET v = 'open' WHERE id = 1"); err != nil {
+		t.Fatal(err)
+	}
+	const open = time.Second
+	committed := make(chan error, 1)
+	time.AfterFunc(open, func() {
+		_, err := conn.Exec(ctx, "COMMIT")
+		committed <- err
+	})
+	d, err := f.pair.PredictFreeze(ctx, false)
+	if err != nil || d < open*9/10 {
+		t.Errorf("with a writer open for %v the freeze would last %v (%v)", open, d, err)
+	}
+	if err := <-committed; err != nil {
+		t.Fatal(err)
+	}
+	f.caughtUp()
+	if _, err := f.pair.PredictFreeze(ctx, true); err == nil || !strings.Contains(err.Error(), "direction") {
+		t.Errorf("a rollback's freeze was predicted before the switch: %v", err)
+	}
+}
