@@ -126,28 +126,29 @@ type standing struct {
 }
 
 func stand(ctx context.Context, s *session, v version, db int, key string) (standing, error) {
-	expiry := "PEXPIRETIME"
-	if v < 70000 {
-		expiry = "PTTL"
+	cmds := append([]command{{"MULTI"}}, expiryCommands(v, []string{key})...)
+	cmds = append(cmds, command{"TYPE", key}, command{"EXEC"})
+	for {
+		r, err := s.exec(ctx, db, []unit{{key, cmds}})
+		if err != nil {
+			return standing{}, err
+		}
+		last := r[0][len(cmds)-1]
+		if err := last.err(); err != nil {
+			return standing{}, fmt.Errorf("read type and expiry of %s: %w", show(key), err)
+		}
+		expires, rest, err := expiriesOf(last.items, v, 1)
+		if errors.Is(err, errHeldUp) {
+			continue
+		}
+		if err != nil || len(rest) != 1 {
+			return standing{}, errors.Join(err, fmt.Errorf("read type and expiry of %s", show(key)))
+		}
+		if expires[0] == gone {
+			return standing{kind: "none"}, nil
+		}
+		return standing{kind: rest[0].str, expires: expires[0]}, nil
 	}
-	r, err := s.exec(ctx, db, []unit{{key, []command{{"MULTI"}, {"TYPE", key}, {expiry, key}, {"TIME"}, {"EXEC"}}}})
-	if err != nil {
-		return standing{}, err
-	}
-	x := r[0][4].items
-	if err := r[0][4].err(); err != nil || len(x) != 3 || len(x[2].items) != 2 {
-		return standing{}, errors.Join(err, fmt.Errorf("read type and expiry of %s", show(key)))
-	}
-	st := standing{kind: x[0].str, expires: max(0, x[1].num)}
-	if x[1].num >= 0 && v < 70000 {
-		sec, _ := strconv.ParseInt(x[2].items[0].str, 10, 64)
-		usec, _ := strconv.ParseInt(x[2].items[1].str, 10, 64)
-		st.expires += sec*1000 + usec/1000
-	}
-	if x[1].num == -2 {
-		st.kind = "none"
-	}
-	return st, nil
 }
 
 // copyBig carries a key over in pieces: into a key of our own, which then takes the place of the destination's. If the key changes
@@ -159,7 +160,7 @@ func (f *flow) copyBig(ctx context.Context, origin, destination *session, v vers
 		return false, err
 	}
 	p, ok := piecesOf(before.kind, id.key)
-	if !ok || before.kind == "hash" && v >= 70400 { // fields may have expiries of their own, which HSCAN doesn't tell
+	if !ok || before.kind == "hash" && f.fieldExpiry() { // fields may have expiries of their own, which HSCAN doesn't tell
 		return false, nil
 	}
 	temporary := f.pair.o.temporaryKey(id.key)
@@ -290,16 +291,16 @@ func digestBig(ctx context.Context, s *session, db int, key, kind string, size i
 }
 
 // sameBig compares a big key's value and expiry piece by piece and says how it differs; ok is false if its type can't be taken apart.
-func sameBig(ctx context.Context, origin, destination *session, here, there version, db int, key string, size int64, offset, tolerance time.Duration) (kind string, ok bool, err error) {
-	a, err := stand(ctx, origin, here, db, key)
+func sameBig(ctx context.Context, origin, destination *session, here, there serverInfo, db int, key string, size int64, offset, tolerance time.Duration) (kind string, ok bool, err error) {
+	a, err := stand(ctx, origin, here.version, db, key)
 	if err != nil {
 		return "", false, err
 	}
-	b, err := stand(ctx, destination, there, db, key)
+	b, err := stand(ctx, destination, there.version, db, key)
 	if err != nil {
 		return "", false, err
 	}
-	if _, can := piecesOf(a.kind, key); !can || a.kind == "hash" && here >= 70400 {
+	if _, can := piecesOf(a.kind, key); !can || a.kind == "hash" && here.fieldExpiry() {
 		return "", false, nil
 	}
 	switch {

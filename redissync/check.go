@@ -166,9 +166,19 @@ func (c *checker) together(ctx context.Context, source, target serverInfo, s, t 
 	}
 	if source.version >= 70000 {
 		v, err := s.do(ctx, "FUNCTION", "LIST")
+		if isReplyError(err) {
+			c.add(preflight.Warning, "redis-functions", "source", "the source doesn't tell its functions: "+err.Error(), "allow its user FUNCTION LIST, or load the functions into the target yourself")
+		}
 		if err == nil && len(v.items) > 0 && target.version < 70000 {
 			c.add(preflight.Error, "redis-functions", "target", fmt.Sprintf("the source has %d function libraries, which %s doesn't know", len(v.items), product(target)), "take a target of Redis 7.0 or newer, or Valkey")
 		}
+	}
+	switch {
+	case source.expiring > 0 && !target.fieldExpiry():
+		c.add(preflight.Error, "redis-field-expiry", "target", fmt.Sprintf("%d hashes of the source have fields that expire by themselves, which %s doesn't know", source.expiring, product(target)),
+			"take a target of Redis 7.4, Valkey 9.0 or newer, or exclude the keys: they would not be copied")
+	case target.fieldExpiry() && !source.fieldExpiry():
+		c.add(preflight.Info, "redis-field-expiry", "source", "the target knows fields that expire by themselves (HPEXPIRE), which "+product(source)+" doesn't", "don't use them as long as a rollback is to stay possible")
 	}
 	if c.p.source.endpoint.database > 0 || c.p.target.endpoint.database > 0 {
 		c.add(preflight.Info, "redis-url-database", "", "a URL names a database: all databases are moved, each to the one of the same number", "name certain databases in the configuration if not all are to be moved")

@@ -124,19 +124,14 @@ func dumpInto(ctx context.Context, s *session, v version, db int, keys []string,
 	var units []unit
 	var first []int // the key with which each transaction begins
 	for from := 0; from < len(keys); {
-		cmds := []command{{"MULTI"}}
 		bytes, to := int64(0), from
 		for to < len(keys) && (to == from || to-from < readKeys && bytes+got[to].size <= readBytes) {
 			bytes += got[to].size
-			if v >= 70000 {
-				cmds = append(cmds, command{"DUMP", keys[to]}, command{"PEXPIRETIME", keys[to]})
-			} else {
-				cmds = append(cmds, command{"DUMP", keys[to]}, command{"PTTL", keys[to]})
-			}
 			to++
 		}
-		if v < 70000 {
-			cmds = append(cmds, command{"TIME"})
+		cmds := append([]command{{"MULTI"}}, expiryCommands(v, keys[from:to])...)
+		for _, k := range keys[from:to] {
+			cmds = append(cmds, command{"DUMP", k})
 		}
 		units = append(units, unit{keys[from], append(cmds, command{"EXEC"})})
 		first = append(first, from)
@@ -156,7 +151,11 @@ func dumpInto(ctx context.Context, s *session, v version, db int, keys []string,
 		if i+1 < len(first) {
 			to = first[i+1]
 		}
-		if err := contentsOf(r[len(r)-1].items, v, keys[first[i]:to], got[first[i]:to]); err != nil {
+		err := contentsOf(r[len(r)-1].items, v, keys[first[i]:to], got[first[i]:to])
+		if errors.Is(err, errHeldUp) {
+			err = dumpInto(ctx, s, v, db, keys[first[i]:to], got[first[i]:to])
+		}
+		if err != nil {
 			return fmt.Errorf("read database %d: %w", db, err)
 		}
 	}
@@ -165,32 +164,20 @@ func dumpInto(ctx context.Context, s *session, v version, db int, keys []string,
 
 // contentsOf takes a transaction's replies apart.
 func contentsOf(x []value, v version, keys []string, got []content) error {
-	var now int64
-	if v < 70000 && len(x) == 2*len(keys)+1 && len(x[len(x)-1].items) == 2 {
-		t := x[len(x)-1].items
-		sec, _ := strconv.ParseInt(t[0].str, 10, 64)
-		usec, _ := strconv.ParseInt(t[1].str, 10, 64)
-		now = sec*1000 + usec/1000
-		x = x[:len(x)-1]
+	expires, x, err := expiriesOf(x, v, len(keys))
+	if err != nil {
+		return fmt.Errorf("read key %s: %w", show(keys[0]), err)
 	}
-	if len(x) != 2*len(keys) {
-		return fmt.Errorf("read key %s: EXEC gave %d replies for %d keys", show(keys[0]), len(x), len(keys))
+	if len(x) != len(keys) {
+		return fmt.Errorf("read key %s: EXEC gave %d payloads for %d keys", show(keys[0]), len(x), len(keys))
 	}
 	for i, k := range keys {
-		dump, expiry := x[2*i], x[2*i+1]
-		if err := errors.Join(dump.err(), expiry.err()); err != nil {
+		if err := x[i].err(); err != nil {
 			return fmt.Errorf("read key %s: %w", show(k), err)
 		}
-		got[i].payload, got[i].expires = dump.str, 0
-		switch {
-		case expiry.num == -2:
-			got[i].payload = ""
-		case expiry.num < 0:
-		case v >= 70000:
-			got[i].expires = expiry.num
-		default:
-			// A time to live of 0 with a value is a key in its last millisecond: as an absolute time it's in the past, and gone.
-			got[i].expires = now + expiry.num
+		got[i].payload, got[i].expires = x[i].str, expires[i]
+		if expires[i] == gone {
+			got[i].payload, got[i].expires = "", 0
 		}
 	}
 	return nil
@@ -208,18 +195,22 @@ func store(ctx context.Context, s *session, db int, offset time.Duration, keys [
 	if err := s.enter(ctx, db); err != nil {
 		return nil, err
 	}
-	units := make([]unit, len(keys))
+	units := make([]unit, 0, len(keys))
+	var refused []refusal
 	for i, k := range keys {
-		units[i] = unit{k, []command{storeCommand(k, got[i], offset)}}
+		if offset != 0 && got[i].fieldsExpire() { // the payload's own times are absolute
+			refused = append(refused, refusal{k, errOtherClock})
+			continue
+		}
+		units = append(units, unit{k, []command{storeCommand(k, got[i], offset)}})
 	}
 	replies, err := s.exec(ctx, db, units)
 	if err != nil {
 		return nil, err
 	}
-	var refused []refusal
 	for i, r := range replies {
 		if err := r[0].err(); err != nil {
-			refused = append(refused, refusal{keys[i], err})
+			refused = append(refused, refusal{units[i].key, err})
 		}
 	}
 	return refused, nil
@@ -240,8 +231,14 @@ func expiryThere(c content, offset time.Duration) int64 {
 	return max(c.expires+offset.Milliseconds(), 1)
 }
 
+// errOtherClock refuses a payload whose fields expire by the origin's clock.
+var errOtherClock = errors.New("the fields of the hash expire by another clock")
+
 // badPayload tells whether RESTORE refused the form of a value, so that another form may do.
 func badPayload(err error) bool {
+	if errors.Is(err, errOtherClock) {
+		return true
+	}
 	var r replyError
 	return errors.As(err, &r) && (strings.Contains(string(r), "DUMP payload version or checksum") || strings.Contains(string(r), "Bad data format"))
 }

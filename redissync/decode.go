@@ -9,14 +9,29 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // errMoved says that a key changed its type, or went, while it was being decoded.
 var errMoved = errors.New("the key changed meanwhile")
 
-// decode returns a digest of a key's value that doesn't depend on how the server encodes it: equal values give equal digests. The level is
-// that of the older of the servers compared: what it doesn't know doesn't count.
-func decode(ctx context.Context, s *session, db int, key string, level version) (string, error) {
+// decoded is a key's value as far as it doesn't depend on how a server encodes it: equal values have equal digests.
+type decoded struct {
+	digest  string
+	expires map[string]int64 // of a hash's fields, by the server's clock
+}
+
+// equals compares values of two servers; offset is how far the other one's clock is ahead.
+func (d decoded) equals(other decoded, offset, tolerance time.Duration) bool {
+	return d.digest == other.digest && nearFields(d.expires, other.expires, offset, tolerance)
+}
+
+// emptyHash tells whether the key is a hash whose fields have all expired, but which its server hasn't removed yet.
+func (d decoded) emptyHash() bool { return d.digest == digest("hash", nil) }
+
+// decode reads a key's value. The level is that of the older of the servers compared: what it doesn't know doesn't count. Fields tells
+// whether this server knows expiries of hash fields.
+func decode(ctx context.Context, s *session, db int, key string, level version, fields bool) (decoded, error) {
 	ask := func(args ...string) (value, error) {
 		r, err := s.exec(ctx, db, []unit{{key, []command{args}}})
 		if err != nil {
@@ -29,47 +44,51 @@ func decode(ctx context.Context, s *session, db int, key string, level version) 
 	}
 	t, err := ask("TYPE", key)
 	if err != nil {
-		return "", err
+		return decoded{}, err
 	}
 	var parts []string
 	switch t.str {
 	case "none":
-		return "none", nil
+		return decoded{digest: "none"}, nil
 	case "string":
 		v, err := ask("GET", key)
 		if err != nil {
-			return "", err
+			return decoded{}, err
 		}
 		parts = []string{v.str}
 	case "list":
 		v, err := ask("LRANGE", key, "0", "-1")
 		if err != nil {
-			return "", err
+			return decoded{}, err
 		}
 		parts = v.strings()
 	case "set":
 		v, err := ask("SMEMBERS", key)
 		if err != nil {
-			return "", err
+			return decoded{}, err
 		}
 		parts = v.strings()
 		slices.Sort(parts)
 	case "hash":
+		if fields {
+			h, _, err := readHashCalmly(ctx, s, db, key)
+			return decoded{digest("hash", sortedPairs(h.pairs)), h.expires}, err
+		}
 		v, err := ask("HGETALL", key)
 		if err != nil {
-			return "", err
+			return decoded{}, err
 		}
 		parts = sortedPairs(v.strings())
 	case "zset":
 		v, err := ask("ZRANGE", key, "0", "-1", "WITHSCORES")
 		if err != nil {
-			return "", err
+			return decoded{}, err
 		}
 		parts = v.strings()
 		for i := 1; i < len(parts); i += 2 {
 			score, err := strconv.ParseFloat(parts[i], 64)
 			if err != nil {
-				return "", fmt.Errorf("ZRANGE %s: score %q", show(key), parts[i])
+				return decoded{}, fmt.Errorf("ZRANGE %s: score %q", show(key), parts[i])
 			}
 			parts[i] = strconv.FormatUint(math.Float64bits(score), 16)
 		}
@@ -77,18 +96,22 @@ func decode(ctx context.Context, s *session, db int, key string, level version) 
 	case "stream":
 		v, err := ask("XINFO", "STREAM", key, "FULL", "COUNT", "0")
 		if err != nil {
-			return "", err
+			return decoded{}, err
 		}
 		parts = []string{canonicalStream(v, level)}
 	default:
-		return "", fmt.Errorf("key %s is of type %s, which can't be compared", show(key), t.str)
+		return decoded{}, fmt.Errorf("key %s is of type %s, which can't be compared", show(key), t.str)
 	}
+	return decoded{digest: digest(t.str, parts)}, nil
+}
+
+func digest(kind string, parts []string) string {
 	h := sha256.New()
-	fmt.Fprintf(h, "%s %d\n", t.str, len(parts))
+	fmt.Fprintf(h, "%s %d\n", kind, len(parts))
 	for _, p := range parts {
 		fmt.Fprintf(h, "%d:%s", len(p), p)
 	}
-	return string(h.Sum(nil)), nil
+	return string(h.Sum(nil))
 }
 
 // sortedPairs sorts name, value, name, value by name and value.

@@ -69,13 +69,15 @@ type flow struct {
 
 // seen is what was last read from a server's INFO.
 type seen struct {
-	ok        bool
-	version   version
-	runID     string
-	replID    string
-	upheavals int64
-	functions int64
-	calls     map[string]int64
+	ok      bool
+	version version
+	// fieldExpiry tells whether the server knows expiries of hash fields.
+	fieldExpiry bool
+	runID       string
+	replID      string
+	upheavals   int64
+	functions   int64
+	calls       map[string]int64
 }
 
 // newFlow prepares a direction. A clean one starts from two sides that are known to be equal; any other begins with a reconcile.

@@ -28,45 +28,63 @@ func (f *flow) rebuild(ctx context.Context, origin, destination *session, v vers
 		"string": {"GET", id.key}, "list": {"LRANGE", id.key, "0", "-1"}, "set": {"SMEMBERS", id.key}, "hash": {"HGETALL", id.key},
 		"zset": {"ZRANGE", id.key, "0", "-1", "WITHSCORES"}, "stream": {"XINFO", "STREAM", id.key, "FULL", "COUNT", "0"},
 	}[kind]
-	if kind == "none" { // an expiry under a freeze is no event, so the deletion must not wait for one
-		refused, err := store(ctx, destination, id.db, 0, []string{id.key}, []content{{}})
-		if err == nil && len(refused) > 0 {
-			err = refused[0].err
-		}
-		return err
+	if kind == "none" {
+		return remove(ctx, destination, id)
 	}
 	if read == nil {
 		return &preflight.Hinted{Code: "redis-type-unknown", Err: fmt.Errorf("values of type %s can't be carried over", kind), Hint: "exclude the key, or remove it"}
 	}
-	c := content{payload: "rebuilt"}
-	expiry := command{"PEXPIRETIME", id.key}
-	if v < 70000 {
-		expiry = command{"PTTL", id.key}
-	}
-	r, err = origin.exec(ctx, id.db, []unit{{id.key, []command{{"MULTI"}, read, expiry, {"TIME"}, {"EXEC"}}}})
-	if err != nil {
-		return err
-	}
-	x := r[0][4].items
-	if len(x) != 3 || x[0].err() != nil || x[1].kind != kindInt || len(x[2].items) != 2 {
-		return errMoved
-	}
-	if c.expires = max(0, x[1].num); x[1].num >= 0 && v < 70000 {
-		sec, _ := strconv.ParseInt(x[2].items[0].str, 10, 64)
-		usec, _ := strconv.ParseInt(x[2].items[1].str, 10, 64)
-		c.expires += sec*1000 + usec/1000
-	}
 	f.mu.Lock()
-	there := f.destSeen.version
+	there, takesFields := f.destSeen.version, f.destSeen.fieldExpiry
 	f.mu.Unlock()
-	cmds, err := rebuildCommands(kind, id.key, x[0], there)
-	if err != nil {
-		return err
+	ask := expiryCommands(v, []string{id.key})
+	var cmds []command
+	var replies []value
+	if kind == "hash" && f.fieldExpiry() {
+		h, more, err := readHashCalmly(ctx, origin, id.db, id.key, ask...)
+		if err != nil {
+			return err
+		}
+		if len(h.expires) > 0 && !takesFields {
+			return errFieldsImmortal(len(h.expires))
+		}
+		// Never nil, even if every field has expired.
+		cmds, replies = append([]command{}, h.commands(id.key, offset)...), more
+	} else {
+		all := slices.Concat([]command{{"MULTI"}}, ask, []command{read, {"EXEC"}})
+		if r, err = origin.exec(ctx, id.db, []unit{{id.key, all}}); err != nil {
+			return err
+		}
+		replies = r[0][len(all)-1].items
 	}
-	if e := expiryThere(c, offset); e != 0 {
+	expires, rest, err := expiriesOf(replies, v, 1)
+	switch {
+	case errors.Is(err, errHeldUp):
+		return f.rebuild(ctx, origin, destination, v, id, offset)
+	case err != nil:
+		return err
+	case expires[0] == gone:
+		return remove(ctx, destination, id)
+	case cmds == nil && (len(rest) != 1 || rest[0].err() != nil):
+		return errMoved
+	case cmds == nil:
+		if cmds, err = rebuildCommands(kind, id.key, rest[0], there); err != nil {
+			return err
+		}
+	}
+	if e := expiryThere(content{expires: expires[0]}, offset); e != 0 {
 		cmds = append(cmds, command{"PEXPIREAT", id.key, strconv.FormatInt(e, 10)})
 	}
 	return f.replace(ctx, destination, id, cmds)
+}
+
+// remove deletes a key that is gone from the origin. An expiry under a freeze is no event, so the deletion must not wait for one.
+func remove(ctx context.Context, destination *session, id keyID) error {
+	refused, err := store(ctx, destination, id.db, 0, []string{id.key}, []content{{}})
+	if err == nil && len(refused) > 0 {
+		err = refused[0].err
+	}
+	return err
 }
 
 // replace runs the commands that rebuild a key in one transaction, after removing the key.

@@ -101,7 +101,7 @@ func (f *flow) reconcile(ctx context.Context, origin, destination *session) erro
 		err = f.scan(ctx, origin, db, func(keys []string) error {
 			f.scanned.Add(int64(len(keys)))
 			if !empty {
-				if keys, err = f.differing(ctx, origin, destination, here.version, there.version, db, keys); err != nil {
+				if keys, err = f.differing(ctx, origin, destination, here, there, db, keys); err != nil {
 					return err
 				}
 			}
@@ -193,7 +193,7 @@ func scanAll(ctx context.Context, s *session, db int, each func(keys []string) e
 
 // differing returns those keys whose value or expiry isn't the same on both sides as far as their payloads tell. Different bytes
 // may mean the same value; such a key is copied for nothing.
-func (f *flow) differing(ctx context.Context, origin, destination *session, here, there version, db int, keys []string) ([]string, error) {
+func (f *flow) differing(ctx context.Context, origin, destination *session, here, there serverInfo, db int, keys []string) ([]string, error) {
 	f.mu.Lock()
 	offset := f.offset
 	f.mu.Unlock()
@@ -205,9 +205,9 @@ func (f *flow) differing(ctx context.Context, origin, destination *session, here
 		}
 		return ok, err
 	}
-	err := fetch(ctx, origin, here, db, keys, f.pair.o.bigBytes(), big, func(keys []string, got []content) error {
+	err := fetch(ctx, origin, here.version, db, keys, f.pair.o.bigBytes(), big, func(keys []string, got []content) error {
 		at := 0
-		return fetch(ctx, destination, there, db, keys, 0, nil, func(keys []string, have []content) error {
+		return fetch(ctx, destination, there.version, db, keys, 0, nil, func(keys []string, have []content) error {
 			for i, k := range keys {
 				g := got[at+i]
 				if g.isStream() {

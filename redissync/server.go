@@ -18,6 +18,7 @@ type serverInfo struct {
 	cluster   bool
 	modules   []string
 	databases map[int]int64 // keys per database
+	expiring  int64         // hashes with fields that expire
 	calls     map[string]int64
 	fields    map[string]string
 }
@@ -78,6 +79,10 @@ func (i *serverInfo) parse(text string) {
 		case strings.HasPrefix(name, "db") && strings.HasPrefix(val, "keys="):
 			db, err := strconv.Atoi(name[2:])
 			n, _ := strconv.ParseInt(between(val, "keys=", ","), 10, 64)
+			for _, name := range []string{",subexpiry=", ",keys_with_volatile_items="} { // Redis and Valkey
+				hashes, _ := strconv.ParseInt(between(val+",", name, ","), 10, 64)
+				i.expiring += hashes
+			}
 			if err == nil {
 				i.databases[db] = n
 			}
@@ -99,6 +104,14 @@ func (i serverInfo) noTouchIsSafe() bool {
 		return v < 80100 || v >= 90000
 	}
 	return i.version >= 70200 && i.version < 80000 || i.version >= 80400
+}
+
+// fieldExpiry tells whether fields of hashes may have expiries of their own (Redis 7.4 and Valkey 9.0, "HPEXPIRE").
+func (i serverInfo) fieldExpiry() bool {
+	if v := parseVersion(i.fields["valkey_version"]); v != 0 {
+		return v >= 90000
+	}
+	return i.version >= 70400
 }
 
 func between(s, from, to string) string {

@@ -146,8 +146,8 @@ func (f *flow) judgeRole(info serverInfo, at side) {
 // writes are the commands by which applications change keys (Redis documentation, "Command reference"), without those that
 // replicator itself runs on a destination, whose counts tell nothing about strangers: RESTORE, UNLINK, PSETEX, HSETNX.
 var writes = strings.Fields(`append bitfield bitop blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin copy decr decrby expire
-	expireat flushall flushdb geoadd georadius georadiusbymember geosearchstore getdel getex getset hdel hexpire hgetdel hgetex hincrby
-	hincrbyfloat hmset hset hsetex incr incrby incrbyfloat linsert lmove lmpop lpop lpush lpushx lrem lset ltrim move mset msetnx persist
+	expireat flushall flushdb geoadd georadius georadiusbymember geosearchstore getdel getex getset hdel hexpire hexpireat hgetdel hgetex hincrby
+	hincrbyfloat hmset hpersist hpexpire hpexpireat hset hsetex incr incrby incrbyfloat linsert lmove lmpop lpop lpush lpushx lrem lset ltrim move mset msetnx persist
 	pexpire pexpireat pfadd pfmerge rename renamenx rpop rpoplpush rpush rpushx sadd sdiffstore set setbit setex setnx setrange
 	sinterstore smove sort spop srem sunionstore swapdb xack xadd xautoclaim xclaim xdel xreadgroup xsetid xtrim zadd zdiffstore
 	zincrby zinterstore zmpop zpopmax zpopmin zrangestore zrem zremrangebylex zremrangebyrank zremrangebyscore zunionstore`)
@@ -158,7 +158,7 @@ func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	now := seen{ok: true, version: info.version, runID: info.runID, replID: info.replID, upheavals: info.upheavals(), calls: map[string]int64{}}
+	now := seen{ok: true, version: info.version, fieldExpiry: info.fieldExpiry(), runID: info.runID, replID: info.replID, upheavals: info.upheavals(), calls: map[string]int64{}}
 	f.mu.Lock()
 	was := f.destSeen
 	for _, c := range writes {

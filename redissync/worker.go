@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"replicator/internal/preflight"
 	"replicator/internal/retry"
 )
 
@@ -209,10 +208,6 @@ func (f *flow) storeOtherwise(ctx context.Context, origin, destination *session,
 				return refused[0].err
 			}
 		}
-	}
-	if len(c.payload) > 0 && c.payload[0] >= 22 {
-		return &preflight.Hinted{Code: "redis-payload-refused", Err: errors.New("the server knows no expiry of single hash fields"),
-			Hint: "move to Redis 7.4 or newer, or exclude the key"}
 	}
 	f.mu.Lock()
 	v := f.originInfo.version
