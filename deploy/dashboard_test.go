@@ -151,7 +151,7 @@ func exported(t *testing.T) map[string]bool {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metrics.NewPostgres(reg, "main", func() metrics.PostgresReading {
-		return metrics.PostgresReading{LagBytes: &one, LagSeconds: &one, RetainedBytes: &one}
+		return metrics.PostgresReading{LagBytes: &one, LagSeconds: &one, RetainedBytes: &one, HorizonSeconds: &one}
 	}).VerifyMismatches(0)
 	metrics.NewRedis(reg, "cache", func() metrics.RedisReading { return metrics.RedisReading{LagSeconds: &one, DirtyKeys: &one} })
 	metrics.NewCutover(reg).SetFreezeSeconds(1)

@@ -32,7 +32,7 @@ func TestEveryExpressionFindsASeries(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	pg := metrics.NewPostgres(reg, "main", func() metrics.PostgresReading {
-		return metrics.PostgresReading{LagBytes: &one, LagSeconds: &one, RetainedBytes: &one}
+		return metrics.PostgresReading{LagBytes: &one, LagSeconds: &one, RetainedBytes: &one, HorizonSeconds: &one}
 	})
 	redis := metrics.NewRedis(reg, "sidekiq", func() metrics.RedisReading { return metrics.RedisReading{LagSeconds: &one, DirtyKeys: &one} })
 	cutover := metrics.NewCutover(reg)

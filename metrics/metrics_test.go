@@ -131,7 +131,7 @@ func TestNilReceivers(t *testing.T) {
 func everything() *prometheus.Registry {
 	reg := prometheus.NewPedanticRegistry()
 	NewPostgres(reg, "main", func() PostgresReading {
-		return PostgresReading{LagBytes: ptr(1), LagSeconds: ptr(1), RetainedBytes: ptr(1)}
+		return PostgresReading{LagBytes: ptr(1), LagSeconds: ptr(1), RetainedBytes: ptr(1), HorizonSeconds: ptr(1)}
 	}).VerifyMismatches(0)
 	r := NewRedis(reg, "sidekiq", func() RedisReading { return RedisReading{LagSeconds: ptr(0), DirtyKeys: ptr(3)} })
 	r.Copied(2)

@@ -10,6 +10,9 @@ type PostgresReading struct {
 	LagSeconds *float64
 	// RetainedBytes is what the source keeps on disk for this pair: log held by the slot, or the change log's tables.
 	RetainedBytes *float64
+	// HorizonSeconds is the age of the oldest transaction that keeps the source's change log from being emptied, 0 if there is none;
+	// only with capture by triggers.
+	HorizonSeconds *float64
 }
 
 // Postgres counts what one Postgres pair does.
@@ -47,6 +50,7 @@ func NewPostgres(reg prometheus.Registerer, pair string, read func() PostgresRea
 			{description("replicator_postgres_lag_bytes", "Write-ahead log that the source has written and the target has not yet made durable.", l), func(r PostgresReading) *float64 { return r.LagBytes }},
 			{description("replicator_postgres_lag_seconds", "Age of the oldest source commit that is not yet durable on the target; 0 if there is none.", l), func(r PostgresReading) *float64 { return r.LagSeconds }},
 			{description("replicator_postgres_retained_bytes", "Disk space that the source keeps occupied for this pair (log held by the slot, or the change log).", l), func(r PostgresReading) *float64 { return r.RetainedBytes }},
+			{description("replicator_postgres_horizon_seconds", "Age of the oldest transaction that keeps the source's change log from being emptied; 0 if there is none (capture by triggers only).", l), func(r PostgresReading) *float64 { return r.HorizonSeconds }},
 		},
 	})
 	return p

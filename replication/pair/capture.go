@@ -46,6 +46,8 @@ type observation struct {
 	retained *int64
 	// holder names who keeps the origin from forgetting, empty if nobody does for long.
 	holder string
+	// horizon is the age of the oldest transaction that does, however young, 0 if there is none; nil where nothing is emptied.
+	horizon *time.Duration
 }
 
 // logicalCapture reads a replication slot.

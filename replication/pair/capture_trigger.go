@@ -107,7 +107,7 @@ func (c triggerCapture) beat(ctx context.Context, token string) (replication.Pos
 
 func (c triggerCapture) observe(ctx context.Context) (observation, error) {
 	o, err := trigger.Observe(ctx, c.origin().pool)
-	return observation{position: o.Position, at: o.At, retained: &o.Bytes, holder: o.Oldest}, c.errorf(err)
+	return observation{position: o.Position, at: o.At, retained: &o.Bytes, holder: o.Oldest, horizon: &o.OldestAge}, c.errorf(err)
 }
 
 func (c triggerCapture) relieve(ctx context.Context) error { return c.end(ctx) }

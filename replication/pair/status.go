@@ -35,10 +35,12 @@ type Status struct {
 	LagBytes      *int64
 	LagSeconds    *float64
 	RetainedBytes *int64
-	TablesTotal   int
-	TablesCopied  int
-	CopyRows      int64
-	CopyBytes     int64
+	// Horizon is the age of the oldest transaction that keeps the origin's change log from being emptied; nil without such a log.
+	Horizon      *time.Duration
+	TablesTotal  int
+	TablesCopied int
+	CopyRows     int64
+	CopyBytes    int64
 	// CopyExpected is the size on disk of what the copy under way moves, CopyRate its bytes a second so far, CopyETA the seconds left.
 	CopyExpected *int64
 	CopyRate     *float64
@@ -84,6 +86,7 @@ func (p *Pair) Status() Status {
 	}
 	bytes, seconds := p.lag.read(p.link)
 	s.LagBytes, s.LagSeconds, s.RetainedBytes = bytes, seconds, p.lag.retained
+	s.Horizon = p.lag.horizon
 	s.Applied = p.applied.Load()
 	s.OriginPosition, s.DurablePosition = string(p.lag.last.position), string(p.lag.durable)
 	if s.failure != nil {
@@ -98,7 +101,7 @@ func (p *Pair) Status() Status {
 	}
 	if p.o.RetainedWarning > 0 && s.RetainedBytes != nil && *s.RetainedBytes > p.o.RetainedWarning {
 		s.Problems = append(s.Problems, preflight.Finding{Code: "retained-wal", Severity: preflight.Warning, Pair: p.o.Name,
-			Message: "the source holds back more write-ahead log for the slot than the guard allows", Hint: "see what the target waits for; the source's disk fills up meanwhile"})
+			Message: "the source keeps more on its disk for the pair (the slot's write-ahead log, or the change log) than the guard allows", Hint: "see what the target waits for; the source's disk fills up meanwhile"})
 	}
 	return s
 }
@@ -116,6 +119,10 @@ func (p *Pair) reading() metrics.PostgresReading {
 		v := float64(*s.RetainedBytes)
 		r.RetainedBytes = &v
 	}
+	if s.Horizon != nil {
+		v := s.Horizon.Seconds()
+		r.HorizonSeconds = &v
+	}
 	return r
 }
 
@@ -128,6 +135,7 @@ type lagSamples struct {
 	offset   time.Duration // origin's clock minus ours
 	retained *int64
 	holder   string // who keeps the origin from forgetting
+	horizon  *time.Duration
 }
 
 type lagSample struct {
@@ -227,5 +235,5 @@ func (p *Pair) observe(ctx context.Context, c capture) {
 	if len(g.samples) < 3600 && (len(g.samples) == 0 || g.samples[len(g.samples)-1].position != o.position) {
 		g.samples = append(g.samples, g.last)
 	}
-	g.retained, g.holder = o.retained, o.holder
+	g.retained, g.holder, g.horizon = o.retained, o.holder, o.horizon
 }
