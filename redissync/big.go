@@ -221,14 +221,17 @@ func (f *flow) copyBig(ctx context.Context, origin, destination *session, v vers
 	return true, nil
 }
 
-// temporaryKey is where a big value grows. In a cluster it would have to be in the key's slot.
+// temporaryKey is where a big value grows. It is in the key's slot, whatever that is.
 func (o Options) temporaryKey(key string) string {
 	sum := sha256.Sum256([]byte(key))
-	return fmt.Sprintf("%s%x", o.temporaryPrefix(), sum[:8])
+	return fmt.Sprintf("%s{%s}%s%x", ownPrefix, slotTags()[slotOf(key)], o.temporaryPart(), sum[:8])
 }
 
-func (o Options) temporaryPrefix() string {
-	return ownPrefix + o.Migration + ":temporary:" + o.Name + ":"
+func (o Options) temporaryPart() string { return ":" + o.Migration + ":temporary:" + o.Name + ":" }
+
+// isTemporary tells whether a key is one of ours that temporaryKey makes.
+func (o Options) isTemporary(key string) bool {
+	return strings.HasPrefix(key, ownPrefix+"{") && strings.Contains(key, "}"+o.temporaryPart())
 }
 
 // count notes commands of an application's kind before they are run on the destination, so that they don't look like a stranger's.

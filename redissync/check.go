@@ -54,7 +54,7 @@ func Check(ctx context.Context, o Options) []preflight.Finding {
 		}
 		infos[i] = info
 		c.add(preflight.OK, "redis-reachable", at.name, fmt.Sprintf("the %s is %s with %d keys", at.name, product(info), info.keys()), "")
-		c.server(ctx, at, info, sessions[i])
+		reached = c.server(ctx, at, info, sessions[i]) && reached
 	}
 	if reached {
 		c.together(ctx, infos[0], infos[1], sessions[0], sessions[1])
@@ -70,20 +70,13 @@ func product(i serverInfo) string {
 	return "Redis " + i.version.String()
 }
 
-// server checks one side by itself. Both sides need the same, since a rollback goes the other way.
-func (c *checker) server(ctx context.Context, at side, info serverInfo, s *session) {
-	switch {
-	case info.version < 60000:
+// server checks one side by itself. It tells whether the side can be asked about keys.
+func (c *checker) server(ctx context.Context, at side, info serverInfo, s *session) bool {
+	if info.version < 60000 {
 		c.add(preflight.Error, "redis-version", at.name, "the "+at.name+" is "+product(info)+", which can't report its changes", "upgrade it to Redis 6.2 or newer, or Valkey")
-	case info.version < 60200:
-		c.add(preflight.Error, "redis-version", at.name, "the "+at.name+" is "+product(info)+", which can't hold writes alone (CLIENT PAUSE … WRITE)", "upgrade it to Redis 6.2 or newer, or Valkey")
 	}
 	if info.role != "master" {
 		c.add(preflight.Error, "redis-not-primary", at.name, "the "+at.name+" is a replica", "give the address of the primary, as the provider's primary endpoint does")
-	}
-	if info.cluster {
-		c.add(preflight.Error, "redis-cluster", at.name, "the "+at.name+" is in cluster mode, which this version doesn't support", "use a server without cluster mode")
-		return
 	}
 	if len(info.modules) > 0 {
 		sev := preflight.Warning
@@ -92,68 +85,37 @@ func (c *checker) server(ctx context.Context, at side, info serverInfo, s *sessi
 		}
 		c.add(sev, "redis-modules", at.name, "the "+at.name+" has modules loaded: "+strings.Join(info.modules, ", "), "keys of module types can't be carried over: remove them and unload the modules, or exclude this server")
 	}
-	c.commands(ctx, at, info, s)
-	fd, err := openFeed(ctx, at.endpoint, c.p.o.connectionName("check-feed"), c.p.o.Notifications != "off")
-	if err != nil {
-		c.add(preflight.Error, "redis-feed", at.name, "the "+at.name+" refuses to report its changes: "+err.Error(), "its user needs CLIENT TRACKING, SUBSCRIBE and PSUBSCRIBE on all channels and keys (ACL SETUSER … allkeys allchannels)")
-	} else {
-		fd.close()
-		c.add(preflight.OK, "redis-feed", at.name, "the "+at.name+" reports its changes by client-side caching's broadcast", "")
+	l := c.cluster(ctx, at, s)
+	if l == nil {
+		return false
 	}
+	l.eachNode(at, s, func(i int, n *session, name string) { c.node(ctx, at, name, l.keyOn(i), n) })
+	return true
+}
+
+// headroom warns where a stalled daemon could fill a server's memory.
+func (c *checker) headroom(at side, name string, info serverInfo) {
 	limit, _ := strconv.ParseInt(info.fields["maxmemory"], 10, 64)
 	used, _ := strconv.ParseInt(info.fields["used_memory"], 10, 64)
 	if limit > 0 && limit-used < outputBufferLimit {
-		c.add(preflight.Warning, "redis-memory-headroom", at.name, fmt.Sprintf("the %s has %d MB left below its maxmemory", at.name, max(0, limit-used)>>20),
+		c.add(preflight.Warning, "redis-memory-headroom", at.name, fmt.Sprintf("the %s has %d MB left below its maxmemory", name, max(0, limit-used)>>20),
 			"unread changes may take up to 32 MB there while replicator is stalled (client-output-buffer-limit pubsub): raise maxmemory, or make room")
-	}
-}
-
-// commands tries each command that will be needed in a form that changes nothing.
-func (c *checker) commands(ctx context.Context, at side, info serverInfo, s *session) {
-	absent := ownPrefix + "absent"
-	probes := []command{
-		{"SCAN", "0", "COUNT", "1"}, {"EXISTS", absent}, {"TYPE", absent}, {"DUMP", absent}, {"PTTL", absent}, {"MEMORY", "USAGE", absent}, {"TIME"},
-		{"UNLINK", absent}, {"RESTORE", absent, "0", "not a payload"}, {"CLIENT", "LIST"}, {"CLIENT", "ID"}, {"CLIENT", "KILL", "ID", "9223372036854775807"},
-		{"CLIENT", "PAUSE", "0", "WRITE"}, {"SELECT", "0"},
-	}
-	if info.version >= 70000 {
-		probes = append(probes, command{"PEXPIRETIME", absent})
-	}
-	bad := false
-	for _, p := range probes {
-		_, err := s.do(ctx, p...)
-		if err == nil || p[0] == "RESTORE" && badPayload(err) {
-			continue
-		}
-		if !isReplyError(err) {
-			c.fail(err, at)
-			return
-		}
-		code, hint := classify(err, at)
-		if p[0] == "MEMORY" { // sizes only make the copying gentler
-			continue
-		}
-		bad = true
-		c.add(preflight.Error, code, at.name, fmt.Sprintf("%s on the %s: %v", strings.Join(p[:min(2, len(p))], " "), at.name, err), hint)
-	}
-	if !bad {
-		c.add(preflight.OK, "redis-commands", at.name, "the "+at.name+" allows every command that is needed", "")
 	}
 }
 
 // together checks what depends on both sides.
 func (c *checker) together(ctx context.Context, source, target serverInfo, s, t *session) {
-	if source.runID == target.runID {
+	if sameServers(source, target) {
 		c.add(preflight.Error, "redis-same-server", "", "source and target are the same server", "give two different servers")
 		return
 	}
-	if source.cluster || target.cluster {
-		return
+	if target.cluster && !source.cluster {
+		c.crossSlot(source)
 	}
 	c.order(ctx, source, target, s)
 	for _, db := range c.p.o.ownDatabases(mergeDatabases(source.databases)) {
 		if _, err := t.do(ctx, "SELECT", strconv.Itoa(db)); err != nil {
-			c.add(preflight.Error, "redis-databases", "target", fmt.Sprintf("the source uses database %d, which the target doesn't have: %v", db, err), "raise `databases` on the target, or name only certain databases to move")
+			c.add(preflight.Error, "redis-databases", "target", fmt.Sprintf("the source uses database %d with %d keys, which the target doesn't have: %v", db, source.databases[db], err), "raise `databases` on the target (a cluster has database 0 only), or name those to move: databases: [0]")
 		}
 	}
 	t.close() // back to database 0

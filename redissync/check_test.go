@@ -44,7 +44,7 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 		{"evicting target", plain, redistest.Options{Settings: map[string]string{"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}}, nil, []string{"redis-eviction/target"}},
 		{"little room", redistest.Options{Settings: map[string]string{"maxmemory": "20mb"}}, plain, nil, []string{"redis-memory-headroom/source"}},
 		{"replica", plain, plain, func(r *rig) { r.b.do("REPLICAOF", "127.0.0.1", fmt.Sprint(r.source.Port())) }, []string{"redis-not-primary/target"}},
-		{"cluster", plain, redistest.Options{Settings: map[string]string{"cluster-enabled": "yes"}}, nil, []string{"redis-cluster/target"}},
+		{"cluster", plain, redistest.Options{Settings: map[string]string{"cluster-enabled": "yes"}}, nil, []string{"redis-cluster-slots/target"}},
 		{"no tracking", plain, plain, func(r *rig) {
 			r.a.do("ACL", "SETUSER", "u", "on", ">s3cret", "allkeys", "allchannels", "+@all", "-client|tracking", "-dump")
 			r.o.SourceURL = strings.Replace(r.o.SourceURL, "redis://", "redis://u:s3cret@", 1)

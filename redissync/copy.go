@@ -123,9 +123,14 @@ const (
 func dumpInto(ctx context.Context, s *session, v version, db int, keys []string, got []content) error {
 	var units []unit
 	var first []int // the key with which each transaction begins
+	y, err := s.layout(ctx)
+	if err != nil {
+		return err
+	}
+	alone := y.cluster // keys of a transaction must share a slot, and even then not while it is being moved
 	for from := 0; from < len(keys); {
 		bytes, to := int64(0), from
-		for to < len(keys) && (to == from || to-from < readKeys && bytes+got[to].size <= readBytes) {
+		for to < len(keys) && (to == from || !alone && to-from < readKeys && bytes+got[to].size <= readBytes) {
 			bytes += got[to].size
 			to++
 		}

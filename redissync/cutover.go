@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"replicator/internal/preflight"
@@ -13,9 +12,6 @@ import (
 // sealed is the length of a pause that is to last until it is ended. CLIENT PAUSE never shortens a pause that is already in force;
 // CLIENT UNPAUSE ends it (Redis documentation, "CLIENT PAUSE").
 const sealed = 10 * 365 * 24 * time.Hour
-
-// probeTime bounds the wait for the probe that proves the way back.
-const probeTime = 5 * time.Second
 
 // freeze is what this process knows of a freeze that it made.
 type freeze struct {
@@ -145,20 +141,6 @@ func (p *Pair) Freeze(ctx context.Context, reverse bool, deadline time.Time) err
 	p.frozen.runID, p.frozen.deadline, p.frozen.fenced = runID, deadline, false
 	p.mu.Unlock()
 	return nil
-}
-
-// pause pauses writes for at least d and returns the server's run id.
-func (p *Pair) pause(ctx context.Context, at side, d time.Duration) (string, error) {
-	if d < time.Millisecond {
-		return "", fmt.Errorf("freeze the %s: the deadline has passed", at.name)
-	}
-	v, err := p.control(ctx, at, command{"CLIENT", "PAUSE", strconv.FormatInt(d.Milliseconds(), 10), "WRITE"}, command{"INFO", "server"})
-	if err != nil {
-		return "", fmt.Errorf("freeze the %s: %w", at.name, err)
-	}
-	info := serverInfo{databases: map[int]int64{}, calls: map[string]int64{}, fields: map[string]string{}}
-	info.parse(v.str)
-	return info.runID, nil
 }
 
 // Renew moves the deadline of a freeze. It fails if the freeze may have ended meanwhile.
@@ -301,21 +283,7 @@ func (p *Pair) Arm(ctx context.Context, reverse bool) error {
 	if err := o.trustNow(ctx); err != nil {
 		return fmt.Errorf("arm: %w", err)
 	}
-	seen := o.expectProbe()
-	if _, err := p.control(ctx, o.origin, command{"PSETEX", p.o.probeKey(), "60000", "1"}); err != nil {
-		return fmt.Errorf("prove the way back: %w", err)
-	}
-	timer := time.NewTimer(probeTime)
-	defer timer.Stop()
-	select {
-	case <-seen:
-	case <-timer.C:
-		return fmt.Errorf("prove the way back: the %s doesn't report its changes: check that its user may use CLIENT TRACKING", o.origin.name)
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	_, err = p.control(ctx, o.origin, command{"UNLINK", p.o.probeKey()})
-	return err
+	return o.probeFeeds(ctx)
 }
 
 // inherit takes over which keys hold streams: the way back has copied none of them itself.
@@ -325,15 +293,6 @@ func (f *flow) inherit(from *flow) {
 	for id := range from.streams {
 		f.streams[id] = ""
 	}
-}
-
-func (f *flow) expectProbe() <-chan struct{} {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.probe == nil {
-		f.probe = make(chan struct{})
-	}
-	return f.probe
 }
 
 // Seal makes the freeze permanent. It fails, without effect on the data, if anything was written on the origin since the fence.
@@ -412,23 +371,6 @@ func (p *Pair) Retire(ctx context.Context, reverse bool) error {
 	p.frozen = nil
 	p.mu.Unlock()
 	p.strays.Store(0)
-	return nil
-}
-
-func (p *Pair) evict(ctx context.Context, at side) error {
-	v, err := p.control(ctx, at, command{"MULTI"}, command{"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"},
-		command{"CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes"}, command{"CLIENT", "UNPAUSE"}, command{"EXEC"})
-	if err != nil {
-		return fmt.Errorf("retire the %s: %w", at.name, err)
-	}
-	for _, r := range v.items {
-		if err := r.err(); err != nil {
-			return fmt.Errorf("retire the %s: %w", at.name, err)
-		}
-	}
-	if len(v.items) == 3 {
-		p.log.Info("ended the connections to the side that was left", "side", at.name, "connections", v.items[0].num+v.items[1].num)
-	}
 	return nil
 }
 

@@ -34,6 +34,7 @@ type endpoint struct {
 	password string
 	database int
 	tls      *tls.Config // nil: plain
+	topology *topology   // nil: one node of a cluster, or a server known to be single
 }
 
 // parseEndpoint reads redis[s]://[USER][:PASSWORD@]HOST[:PORT][/DATABASE]. Its errors never show the URL.
@@ -46,7 +47,7 @@ func parseEndpoint(raw string, t TLS) (endpoint, error) {
 	if u.Scheme != "redis" && u.Scheme != "rediss" || u.Hostname() == "" {
 		return endpoint{}, errors.New("not a Redis URL: " + form)
 	}
-	e := endpoint{user: u.User.Username()}
+	e := endpoint{user: u.User.Username(), topology: newTopology()}
 	e.password, _ = u.User.Password()
 	port := u.Port()
 	if port == "" {

@@ -221,9 +221,9 @@ func (f *flow) runPulse(ctx context.Context) error {
 // runFeed keeps the flow's feed connected. Each time the subscription stands again, a reconcile makes good what may have been missed.
 func (f *flow) runFeed(ctx context.Context) error {
 	for first := true; ; first = false {
-		var fd *feed
+		var fd *feeds
 		err := retry.Do(ctx, f.policy("feed", f.origin), func(ctx context.Context) (err error) {
-			fd, err = openFeed(ctx, f.origin.endpoint, f.pair.o.connectionName(f.role("feed")), f.pair.o.Notifications != "off")
+			fd, err = openFeeds(ctx, f.origin.endpoint, f.pair.o.connectionName(f.role("feed")), f.pair.o.Notifications != "off")
 			return err
 		})
 		if err != nil {

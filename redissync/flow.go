@@ -45,7 +45,7 @@ type flow struct {
 
 	mu           sync.Mutex
 	changed      chan struct{}
-	feed         *feed
+	feed         *feeds
 	trusted      string    // identity of the origin that may be followed; empty: none yet
 	emptied      bool      // it came back without its data, and nothing is copied
 	heard        time.Time // when the feed was last known to have reported everything
@@ -59,9 +59,9 @@ type flow struct {
 	streams      map[keyID]string // keys that hold streams, with what their groups looked like
 	originSeen   seen
 	destSeen     seen
-	written      map[string]int64 // commands of an application's kind that we ran on the destination
-	probe        chan struct{}
-	verified     map[keyID]struct{} // dirtied since the last complete verification; nil: there was none
+	written      map[string]int64         // commands of an application's kind that we ran on the destination
+	probe        map[string]chan struct{} // keys that the feed is expected to report
+	verified     map[keyID]struct{}       // dirtied since the last complete verification; nil: there was none
 	verifiedFull bool
 	observed     map[string]bool // keys of which a verification wants to know whether they are written to
 	observedAll  bool            // a gap: any of them may have been
@@ -78,6 +78,7 @@ type seen struct {
 	upheavals   int64
 	functions   int64
 	calls       map[string]int64
+	layout      string
 }
 
 // newFlow prepares a direction. A clean one starts from two sides that are known to be equal; any other begins with a reconcile.
@@ -181,7 +182,7 @@ func (f *flow) policy(loop string, at side) retry.Policy {
 }
 
 // feedUp takes a feed whose subscription stands.
-func (f *flow) feedUp(fd *feed, first bool) {
+func (f *flow) feedUp(fd *feeds, first bool) {
 	f.mu.Lock()
 	f.feed, f.heard = fd, time.Now()
 	f.wake()
@@ -248,14 +249,16 @@ func (f *flow) flushed() {
 }
 
 func (f *flow) probed(names []string) {
-	if !slices.Contains(names, f.pair.o.probeKey()) {
-		return
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.probe != nil {
-		close(f.probe)
-		f.probe = nil
+	if len(f.probe) == 0 {
+		return
+	}
+	for _, n := range names {
+		if c := f.probe[n]; c != nil {
+			close(c)
+			delete(f.probe, n)
+		}
 	}
 }
 
@@ -305,7 +308,7 @@ func (f *flow) runResolver(ctx context.Context) error {
 }
 
 // ready waits until the feed stands and no gap is left open.
-func (f *flow) ready(ctx context.Context, whole bool) (*feed, error) {
+func (f *flow) ready(ctx context.Context, whole bool) (*feeds, error) {
 	for {
 		f.mu.Lock()
 		fd, holds, changed := f.feed, len(f.holds), f.changed

@@ -12,13 +12,18 @@ import (
 // syncFunctions gives the destination the origin's function libraries where they differ. It goes by their source (Redis 7.0, "FUNCTION LIST"
 // WITHCODE), which every version reads, unlike FUNCTION DUMP's payload. A library that the destination can't load is an error.
 func (f *flow) syncFunctions(ctx context.Context, origin *session) error {
-	here, err := libraries(ctx, origin)
+	here, err := libraries(ctx, origin) // a cluster's primaries are meant to have the same
 	if err != nil {
 		return fmt.Errorf("read the functions of the %s: %w", f.origin.name, err)
 	}
 	destination := &session{endpoint: f.destination.endpoint, name: f.pair.o.connectionName(f.role("functions"))}
 	defer destination.close()
-	there, err := libraries(ctx, destination)
+	return destination.everyNode(ctx, func(s *session) error { return f.putLibraries(ctx, s, here) })
+}
+
+// putLibraries gives one server of the destination the libraries of the origin.
+func (f *flow) putLibraries(ctx context.Context, s *session, here map[string]string) error {
+	there, err := libraries(ctx, s)
 	if err != nil {
 		return fmt.Errorf("read the functions of the %s: %w", f.destination.name, err)
 	}
@@ -30,7 +35,7 @@ func (f *flow) syncFunctions(ctx context.Context, origin *session) error {
 		if _, ok := here[name]; ok || here == nil {
 			continue
 		}
-		if _, err := destination.do(ctx, "FUNCTION", "DELETE", name); err != nil {
+		if _, err := s.do(ctx, "FUNCTION", "DELETE", name); err != nil {
 			return fmt.Errorf("remove function library %q from the %s: %w", name, f.destination.name, err)
 		}
 	}
@@ -38,7 +43,7 @@ func (f *flow) syncFunctions(ctx context.Context, origin *session) error {
 		if there[name] == here[name] {
 			continue
 		}
-		if _, err := destination.do(ctx, "FUNCTION", "LOAD", "REPLACE", here[name]); err != nil {
+		if _, err := s.do(ctx, "FUNCTION", "LOAD", "REPLACE", here[name]); err != nil {
 			return fmt.Errorf("carry function library %q over to the %s: %w", name, f.destination.name, err)
 		}
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"replicator/internal/preflight"
@@ -26,40 +28,53 @@ const (
 var errUnproved = errors.New("the origin has yet to show that it still has its data")
 
 // identity names one life of a server: it changes with a restart, a replacement and a failover (Redis documentation, "INFO").
-func (i serverInfo) identity() string { return i.runID + "/" + i.replID }
+// A cluster's is those of its primaries.
+func (i serverInfo) identity() string {
+	if len(i.nodes) == 0 {
+		return i.runID + "/" + i.replID
+	}
+	ids := make([]string, len(i.nodes))
+	for k, n := range i.nodes {
+		ids[k] = n.identity()
+	}
+	return strings.Join(ids, ",")
+}
+
+// trusts tells whether the process of this identity, be it one of a cluster's, may be read from.
+func (f *flow) trusts(identity string) bool {
+	return slices.Contains(strings.Split(f.trustedOrigin(), ","), identity)
+}
 
 // originKey is where the destination keeps the identity of the origin that was proved last.
-func (o Options) originKey() string { return ownPrefix + o.Migration + ":origin:" + o.Name }
+func (o Options) originKey() string { return o.own("origin:" + o.Name) }
 
 // admission returns what a session that reads from the origin asks before it uses a connection: is this the process that was proved?
 // It is asked again after every gap.
 func (f *flow) admission() func(context.Context, *link) error {
-	var admitted *link
-	var at int64
 	return func(ctx context.Context, l *link) error {
-		gaps := f.gaps.Load()
-		if l == admitted && gaps == at {
+		at := f.gaps.Load() + 1 // 0 is never
+		if l.admitted == at {
 			return nil
 		}
 		info, err := infoOn(ctx, l, "server", "replication")
 		if err != nil {
 			return err
 		}
-		if f.trustedOrigin() != info.identity() {
+		if !f.trusts(info.identity()) {
 			if err := f.prove(ctx); err != nil {
 				return err
 			}
-			if f.trustedOrigin() != info.identity() {
+			if !f.trusts(info.identity()) {
 				l.close() // it leads to another process than the one proved
 				return errUnproved
 			}
 		}
-		if l != admitted {
+		if l.admitted == 0 {
 			if err := l.unnoticed(ctx, info); err != nil {
 				return err
 			}
 		}
-		admitted, at = l, gaps
+		l.admitted = at
 		return nil
 	}
 }
@@ -121,24 +136,26 @@ func (f *flow) prove(ctx context.Context) error {
 		f.trust(noted.str)
 		return nil
 	}
-	here, err := f.pair.o.ownKeys(ctx, origin, info)
+	shards, err := origin.layout(ctx)
 	if err != nil {
 		return err
 	}
-	other, err := readInfo(ctx, destination, "keyspace")
+	here, err := f.pair.o.ownKeys(ctx, origin, shards)
 	if err != nil {
 		return err
 	}
-	there, err := f.pair.o.ownKeys(ctx, destination, other)
+	there, err := f.pair.o.ownKeys(ctx, destination, shards)
 	if err != nil {
 		return err
 	}
-	if emptied(here, there) {
-		f.mu.Lock()
-		f.emptied = true
-		f.mu.Unlock()
-		f.pair.problem(f.origin.name+" "+direction(f.reverse)+" emptied", f.emptyFinding(here, there))
-		return errUnproved
+	for i := range here {
+		if emptied(here[i], there[i]) {
+			f.mu.Lock()
+			f.emptied = true
+			f.mu.Unlock()
+			f.pair.problem(f.origin.name+" "+direction(f.reverse)+" emptied", f.emptyFinding(here[i], there[i]))
+			return errUnproved
+		}
 	}
 	f.trust(info.identity())
 	f.noteOrigin(ctx, destination, info.identity())
@@ -166,51 +183,70 @@ func (f *flow) noteOrigin(ctx context.Context, destination *session, identity st
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	// PSETEX for the reason that the journal uses it: its count tells nothing about strangers.
-	if _, err := destination.do(ctx, "PSETEX", f.pair.o.originKey(), strconv.FormatInt(keep.Milliseconds(), 10), identity); err != nil {
+	key := f.pair.o.originKey()
+	r, err := destination.exec(ctx, 0, []unit{{key, []command{{"PSETEX", key, strconv.FormatInt(keep.Milliseconds(), 10), identity}}}})
+	if err == nil {
+		err = r[0][0].err()
+	}
+	if err != nil {
 		f.log.Debug("the origin's identity isn't noted", "error", err)
 		return
 	}
 	f.noted.Store(&identity)
 }
 
-// ownKeys estimates how many keys of ours a server holds. It is exact up to some thousands.
-func (o Options) ownKeys(ctx context.Context, s *session, info serverInfo) (int64, error) {
-	var n int64
+// ownKeys estimates how many keys of ours a side holds, for each of the origin's primaries how many of its slots. It is exact up to
+// some thousands.
+func (o Options) ownKeys(ctx context.Context, s *session, by *layout) ([]int64, error) {
+	n := make([]int64, by.shards())
+	err := s.everyNode(ctx, func(node *session) error { return o.ownKeysOf(ctx, node, by, n) })
+	return n, err
+}
+
+// ownKeysOf adds what one server holds to n.
+func (o Options) ownKeysOf(ctx context.Context, s *session, by *layout, n []int64) error {
+	info, err := readInfo(ctx, s, "keyspace")
+	if err != nil {
+		return err
+	}
 	for _, db := range o.ownDatabases(mergeDatabases(info.databases)) {
 		total := info.databases[db]
-		var seen, ours int64
+		var seen int64
+		ours := make([]int64, len(n))
 		pages, whole := 0, false
 		cursor := "0"
 		for pages < samplePage && !whole {
 			replies, err := s.exec(ctx, db, []unit{{"", []command{{"SCAN", cursor, "COUNT", strconv.Itoa(scanCount)}}}})
 			if err != nil {
-				return 0, err
+				return err
 			}
 			v := replies[0][0]
 			if err := v.err(); err != nil {
-				return 0, err
+				return err
 			}
 			if len(v.items) != 2 {
-				return 0, replyError("SCAN: unexpected reply")
+				return replyError("SCAN: unexpected reply")
 			}
 			for _, k := range v.items[1].strings() {
 				seen++
-				if o.owns(k) {
-					ours++
+				if shard := by.shard(k); shard >= 0 && o.owns(k) {
+					ours[shard]++
 				}
 			}
 			pages++
 			cursor = v.items[0].str
 			whole = cursor == "0"
 		}
-		switch {
-		case whole:
-			n += ours
-		case seen > 0:
-			n += total * ours / seen
+		for i := range n {
+			switch {
+			case whole:
+				n[i] += ours[i]
+			case seen > 0:
+				n[i] += total * ours[i] / seen
+			}
 		}
 	}
-	return n, nil
+	return nil
 }
 
 // accept is the operator's word that the origin is right as it is, even empty.

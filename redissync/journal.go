@@ -52,8 +52,8 @@ func NewJournal(o Options) *Journal {
 	return &Journal{o: o, pair: New(o), holder: hex.EncodeToString(b), epoch: o.Epoch}
 }
 
-func (j *Journal) leaseKey() string  { return ownPrefix + j.o.Migration + ":lease" }
-func (j *Journal) recordKey() string { return ownPrefix + j.o.Migration + ":journal" }
+func (j *Journal) leaseKey() string  { return j.o.own("lease") }
+func (j *Journal) recordKey() string { return j.o.own("journal") }
 
 // entryRecord and lease are what stands in the two keys. The lease's own expiry is the server's.
 type entryRecord struct {
@@ -232,14 +232,11 @@ func (j *Journal) write(ctx context.Context, key, text string, elsewhere bool, a
 func (j *Journal) exchange(ctx context.Context, at side, kind string, cmds ...command) (value, error) {
 	s := &session{endpoint: at.endpoint, name: j.o.connectionNameIn("journal-" + kind + "-" + j.holder), exclusive: kind == "write"}
 	defer s.close()
-	l, err := s.open(ctx)
+	r, err := s.exec(ctx, 0, []unit{{j.recordKey(), cmds}}) // all keys of the journal are in one slot
 	if err != nil {
 		return value{}, err
 	}
-	vs, err := l.pipe(ctx, cmds)
-	if err != nil {
-		return value{}, err
-	}
+	vs := r[0]
 	for i, v := range vs {
 		if err := v.err(); err != nil {
 			return value{}, fmt.Errorf("%s: %w", cmds[i][0], err)
@@ -249,7 +246,7 @@ func (j *Journal) exchange(ctx context.Context, at side, kind string, cmds ...co
 }
 
 // elsewhereKey is the mark on the target that the source's copy of the journal may be the later one.
-func (o Options) elsewhereKey() string { return ownPrefix + o.Migration + ":journal-elsewhere" }
+func (o Options) elsewhereKey() string { return o.own("journal-elsewhere") }
 
 // markElsewhere sets that mark before the target's writes are held. Where they are held already it stands, or somebody else holds them.
 func (p *Pair) markElsewhere(ctx context.Context) error {

@@ -31,6 +31,8 @@ type link struct {
 	dead bool
 	used time.Time
 	over atomic.Bool // the exchange's context has ended
+	// admitted is when whoever uses the connection has last found that it may be used; see session.admit. 0: never.
+	admitted int64
 }
 
 // Read and Write are the connection's, each step with a deadline of its own, so that a large value may take as long as it moves.
@@ -214,11 +216,13 @@ type unit struct {
 	cmds []command
 }
 
-// session runs units on one side, in any database, opening its link when needed. One goroutine at a time.
+// session runs units on one side, in any database, opening its link when needed: one for a single server, one for each node of a
+// cluster. One goroutine at a time.
 type session struct {
 	endpoint endpoint
 	name     string
 	link     *link
+	nodes    map[string]*session // by address; of a cluster
 	// exclusive ends other connections of the same name before this one is used: what a broken connection had sent may otherwise
 	// be executed after what its successor sends.
 	exclusive bool
@@ -226,8 +230,20 @@ type session struct {
 	admit func(context.Context, *link) error
 }
 
-// exec pipelines the units in database db and returns each one's replies in order.
+// exec pipelines the units in database db, each on the node that holds its key, and returns each one's replies in order.
 func (s *session) exec(ctx context.Context, db int, units []unit) ([][]value, error) {
+	y, err := s.layout(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if y.cluster {
+		return s.route(ctx, db, units)
+	}
+	return s.execHere(ctx, db, units)
+}
+
+// execHere is exec on a single server, or on one node.
+func (s *session) execHere(ctx context.Context, db int, units []unit) ([][]value, error) {
 	l, err := s.open(ctx)
 	if err != nil {
 		return nil, err
@@ -257,9 +273,13 @@ func (s *session) exec(ctx context.Context, db int, units []unit) ([][]value, er
 	return out, nil
 }
 
-// enter selects db before anything that writes is sent.
+// enter selects db before anything that writes is sent; in a cluster, each node does so before its first write.
 func (s *session) enter(ctx context.Context, db int) error {
-	l, err := s.open(ctx)
+	n, err := s.owner(ctx, "")
+	if err != nil || n != s && db == 0 {
+		return err
+	}
+	l, err := n.open(ctx)
 	if err != nil || l.db == db {
 		return err
 	}
@@ -270,9 +290,24 @@ func (s *session) enter(ctx context.Context, db int) error {
 	return nil
 }
 
-// do runs one command that concerns the whole server.
+// do runs one command: on the node that holds its key, or on any if it has none.
 func (s *session) do(ctx context.Context, args ...string) (value, error) {
-	l, err := s.open(ctx)
+	key := keyOf(args)
+	n, err := s.owner(ctx, key)
+	if err != nil {
+		return value{}, err
+	}
+	if n != s && key != "" {
+		r, err := s.exec(ctx, 0, []unit{{key, []command{args}}})
+		if err == nil {
+			err = r[0][0].err()
+		}
+		if err != nil {
+			return value{}, fmt.Errorf("%s: %w", args[0], err)
+		}
+		return r[0][0], nil
+	}
+	l, err := n.open(ctx)
 	if err != nil {
 		return value{}, err
 	}
@@ -363,6 +398,9 @@ func superseded(theirs, mine int64) error {
 }
 
 func (s *session) close() {
+	for _, n := range s.nodes {
+		n.close()
+	}
 	if s.link != nil {
 		s.link.close()
 		s.link = nil

@@ -56,11 +56,11 @@ func (o Options) namePrefix() string {
 	return "replicator:" + sanitize(o.Migration) + ":" + sanitize(o.Name) + ":"
 }
 
-// stateKey is the hash on the target that tells a later process that the target's keys are ours.
-func (o Options) stateKey() string { return ownPrefix + o.Migration + ":pair:" + o.Name }
+// own is one of replicator's own keys. All of a migration's are in one slot of a cluster.
+func (o Options) own(what string) string { return ownPrefix + "{" + o.Migration + "}:" + what }
 
-// probeKey is written for an instant to prove that a feed is alive.
-func (o Options) probeKey() string { return ownPrefix + o.Migration + ":probe:" + o.Name }
+// stateKey is the hash on the target that tells a later process that the target's keys are ours.
+func (o Options) stateKey() string { return o.own("pair:" + o.Name) }
 
 func (o Options) workers() int {
 	if o.Workers <= 0 {

@@ -166,7 +166,11 @@ func (p *Pair) enter(ctx context.Context, reverse bool) error {
 
 // succeed ends the connections of earlier terms on a server, and refuses to go on if there are some of a later one.
 func (p *Pair) succeed(ctx context.Context, at side) error {
-	v, err := p.control(ctx, at, command{"CLIENT", "LIST"})
+	return p.onEach(ctx, at, func(s *session) error { return p.succeedOn(ctx, at, s) })
+}
+
+func (p *Pair) succeedOn(ctx context.Context, at side, s *session) error {
+	v, err := repeated(ctx, s, at, []command{{"CLIENT", "LIST"}})
 	if err != nil {
 		return err
 	}
@@ -180,7 +184,7 @@ func (p *Pair) succeed(ctx context.Context, at side) error {
 			return retry.Stop(superseded(epoch, p.o.Epoch))
 		case epoch < p.o.Epoch:
 			p.log.Info("ending a connection of an earlier term", "side", at.name, "connection", c.name)
-			if _, err := p.control(ctx, at, command{"CLIENT", "KILL", "ID", c.id}); err != nil && !isReplyError(err) {
+			if _, err := repeated(ctx, s, at, []command{{"CLIENT", "KILL", "ID", c.id}}); err != nil && !isReplyError(err) {
 				return err
 			}
 		}
@@ -271,38 +275,6 @@ func (p *Pair) foreignKeys(ctx context.Context) (int64, error) {
 func (p *Pair) markCopied(ctx context.Context) error {
 	_, err := p.control(ctx, p.target, command{"HSETNX", p.o.stateKey(), "copied", time.Now().UTC().Format(time.RFC3339)})
 	return err
-}
-
-// control runs commands that may be repeated on a connection kept for that purpose, once more if the connection had gone, and
-// returns the last reply.
-func (p *Pair) control(ctx context.Context, at side, cmds ...command) (value, error) {
-	p.controlMu.Lock()
-	defer p.controlMu.Unlock()
-	s := p.controls[at.name]
-	if s == nil {
-		s = &session{endpoint: at.endpoint, name: p.o.connectionName("control")}
-		p.controls[at.name] = s
-	}
-	for attempt := 0; ; attempt++ {
-		fresh := s.link == nil || s.link.dead
-		l, err := s.open(ctx)
-		if err != nil {
-			return value{}, err
-		}
-		vs, err := l.pipe(ctx, cmds)
-		if err != nil {
-			if fresh || attempt > 0 || ctx.Err() != nil {
-				return value{}, err
-			}
-			continue
-		}
-		for i, v := range vs {
-			if err := v.err(); err != nil {
-				return value{}, fmt.Errorf("%s on the %s: %w", strings.Join(cmds[i][:min(2, len(cmds[i]))], " "), at.name, err)
-			}
-		}
-		return vs[len(vs)-1], nil
-	}
 }
 
 // current waits for Run and returns the flow that copies.
@@ -407,7 +379,7 @@ func (p *Pair) Finish(ctx context.Context) error {
 		if _, err := p.control(ctx, at, command{"CLIENT", "UNPAUSE"}); err != nil && !isReplyError(err) {
 			return fmt.Errorf("remove what replicator made on the %s: %w", at.name, err)
 		}
-		if _, err := p.control(ctx, at, command{"UNLINK", p.o.stateKey(), p.o.probeKey(), p.o.originKey(), p.o.elsewhereKey()}); err != nil {
+		if _, err := p.control(ctx, at, command{"UNLINK", p.o.stateKey(), p.o.originKey(), p.o.elsewhereKey()}); err != nil {
 			return fmt.Errorf("remove what replicator made on the %s: %w", at.name, err)
 		}
 		if err := p.removeTemporary(ctx, at); err != nil {
@@ -425,17 +397,21 @@ func (p *Pair) removeTemporary(ctx context.Context, at side) error {
 	if err != nil {
 		return err
 	}
-	prefix := p.o.temporaryPrefix()
 	for _, db := range mergeDatabases(info.databases) {
 		if err := s.enter(ctx, db); err != nil {
 			return err
 		}
 		err := scanAll(ctx, s, db, func(keys []string) error {
-			keys = slices.DeleteFunc(keys, func(k string) bool { return !strings.HasPrefix(k, prefix) })
-			if len(keys) == 0 {
+			var units []unit
+			for _, k := range keys {
+				if p.o.isTemporary(k) {
+					units = append(units, unit{k, []command{{"UNLINK", k}}})
+				}
+			}
+			if len(units) == 0 {
 				return nil
 			}
-			_, err := s.do(ctx, slices.Concat([]string{"UNLINK"}, keys)...)
+			_, err := s.exec(ctx, db, units)
 			return err
 		})
 		if err != nil {

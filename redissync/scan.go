@@ -166,8 +166,13 @@ func scanKeys(ctx context.Context, s *session, db int, o Options, each func(keys
 	})
 }
 
-// scanAll is scanKeys for every key, replicator's own too.
+// scanAll is scanKeys for every key, replicator's own too. Of a cluster, it scans one primary after the other: a key that is moved
+// meanwhile may be missed, but the feeds of both primaries report the move.
 func scanAll(ctx context.Context, s *session, db int, each func(keys []string) error) error {
+	return s.everyNode(ctx, func(n *session) error { return scanNode(ctx, n, db, each) })
+}
+
+func scanNode(ctx context.Context, s *session, db int, each func(keys []string) error) error {
 	for cursor := "0"; ; {
 		replies, err := s.exec(ctx, db, []unit{{"", []command{{"SCAN", cursor, "COUNT", strconv.Itoa(scanCount)}}}})
 		if err != nil {

@@ -21,6 +21,7 @@ type serverInfo struct {
 	expiring  int64         // hashes with fields that expire
 	calls     map[string]int64
 	fields    map[string]string
+	nodes     []serverInfo // of a cluster's primaries, of which the rest is the sum
 }
 
 // version is major*10000 + minor*100 + patch of the Redis compatibility level; Valkey reports 7.2.4 there.
@@ -41,11 +42,20 @@ func readInfo(ctx context.Context, s *session, sections ...string) (serverInfo, 
 	if len(sections) == 0 {
 		sections = []string{"server", "replication", "keyspace", "commandstats", "memory", "cluster", "modules"}
 	}
-	l, err := s.open(ctx)
+	var nodes []serverInfo
+	err := s.everyNode(ctx, func(n *session) error {
+		l, err := n.open(ctx)
+		if err != nil {
+			return err
+		}
+		info, err := infoOn(ctx, l, sections...)
+		nodes = append(nodes, info)
+		return err
+	})
 	if err != nil {
 		return serverInfo{}, err
 	}
-	return infoOn(ctx, l, sections...)
+	return mergeInfo(nodes), nil
 }
 
 func infoOn(ctx context.Context, l *link, sections ...string) (serverInfo, error) {
@@ -146,8 +156,26 @@ func (i serverInfo) functionCalls() (n int64) {
 	return n
 }
 
-// clock measures how far the server's clock is ahead of ours, by the fastest of a few exchanges, and how exact that is.
+// clock measures how far the server's clock is ahead of ours, by the fastest of a few exchanges, and how exact that is. Of a cluster, it
+// is the middle of its primaries' clocks, and as exact as these agree.
 func clock(ctx context.Context, s *session) (ahead, exact time.Duration, err error) {
+	var least, most time.Duration
+	first := true
+	err = s.everyNode(ctx, func(n *session) error {
+		a, e, err := nodeClock(ctx, n)
+		if err != nil {
+			return err
+		}
+		if first {
+			least, most, first = a, a, false
+		}
+		least, most, exact = min(least, a), max(most, a), max(exact, e)
+		return nil
+	})
+	return (least + most) / 2, exact + (most-least)/2, err
+}
+
+func nodeClock(ctx context.Context, s *session) (ahead, exact time.Duration, err error) {
 	exact = time.Hour
 	for range 7 {
 		before := time.Now()

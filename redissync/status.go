@@ -144,7 +144,7 @@ func classify(err error, at side) (code, hint string) {
 		case "LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF":
 			return "redis-busy", "the " + at.name + " can't serve writes at the moment; replicator tries again by itself"
 		case "MOVED", "ASK", "CROSSSLOT":
-			return "redis-cluster", "the " + at.name + " is in cluster mode, which this version doesn't support: use a server without cluster mode"
+			return "redis-cluster", "see CLUSTER NODES on the " + at.name + " for who holds its slots; replicator follows redirections by itself"
 		}
 		if isAuth(err) {
 			return "redis-auth", "check user and password in the " + at.name + "'s URL"

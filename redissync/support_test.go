@@ -44,11 +44,35 @@ func (c *client) do(args ...string) value {
 func (c *client) try(args ...string) (value, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
+	if n, err := c.s.owner(ctx, ""); err == nil && n != c.s { // a cluster
+		return c.routed(ctx, args)
+	}
 	v, err := c.s.do(ctx, args...)
 	if args[0] == "SELECT" && c.s.link != nil {
 		c.s.link.db = -1 // the session's own notion is void
 	}
 	return v, err
+}
+
+// routed runs one command where its key is.
+func (c *client) routed(ctx context.Context, args []string) (value, error) {
+	key := keyOf(args)
+	switch args[0] {
+	case "SELECT":
+		return value{}, nil
+	case "XGROUP":
+		key = args[2]
+	case "XREADGROUP":
+		key = args[slices.Index(args, "STREAMS")+1]
+	}
+	if key == "" {
+		return c.s.do(ctx, args...)
+	}
+	r, err := c.s.exec(ctx, 0, []unit{{key, []command{args}}})
+	if err != nil {
+		return value{}, err
+	}
+	return r[0][0], r[0][0].err()
 }
 
 // lines runs several commands, one per line, split at blanks.

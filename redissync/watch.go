@@ -69,11 +69,16 @@ func (f *flow) runWatch(ctx context.Context) error {
 
 // lookAtOrigin compares the origin with how it was last seen, and notes a gap where changes may have happened unreported.
 func (f *flow) lookAtOrigin(ctx context.Context, s *session) error {
+	y, err := s.relearn(ctx)
+	if err != nil {
+		return err
+	}
+	f.covers(y)
 	info, err := readInfo(ctx, s, "server", "replication", "keyspace", "commandstats")
 	if err != nil {
 		return err
 	}
-	now := seen{ok: true, runID: info.runID, replID: info.replID, upheavals: info.upheavals(), functions: info.functionCalls()}
+	now := seen{ok: true, layout: y.sign, runID: info.runID, replID: info.replID, upheavals: info.upheavals(), functions: info.functionCalls()}
 	f.mu.Lock()
 	was := f.originSeen
 	f.originSeen, f.originInfo = now, info
@@ -85,8 +90,10 @@ func (f *flow) lookAtOrigin(ctx context.Context, s *session) error {
 		f.gap("the origin was restarted or replaced")
 	case was.replID != now.replID:
 		f.gap("the origin has failed over")
+	case was.layout != now.layout:
+		f.gap("the origin's primaries or their slots have changed")
 	case was.upheavals != now.upheavals:
-		f.gap("SWAPDB or FLUSH on the origin")
+		f.gap("SWAPDB, FLUSH or slots on the move on the origin")
 	}
 	f.judgeRole(info, f.origin)
 	return nil
@@ -154,11 +161,15 @@ var writes = strings.Fields(`append bitfield bitop blmove blmpop blpop brpop brp
 
 // lookAtDestination notes a gap where the destination has lost or changed data, and names strangers that write there.
 func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
+	y, err := s.relearn(ctx)
+	if err != nil {
+		return err
+	}
 	info, err := readInfo(ctx, s, "server", "replication", "keyspace", "commandstats")
 	if err != nil {
 		return err
 	}
-	now := seen{ok: true, version: info.version, fieldExpiry: info.fieldExpiry(), runID: info.runID, replID: info.replID, upheavals: info.upheavals(), calls: map[string]int64{}}
+	now := seen{ok: true, layout: y.sign, version: info.version, fieldExpiry: info.fieldExpiry(), runID: info.runID, replID: info.replID, upheavals: info.upheavals(), calls: map[string]int64{}}
 	f.mu.Lock()
 	was := f.destSeen
 	for _, c := range writes {
@@ -181,9 +192,11 @@ func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
 		return nil
 	case was.replID != now.replID:
 		f.gap("the destination has failed over")
+	case was.layout != now.layout:
+		f.gap("the destination's primaries or their slots have changed")
 	case was.upheavals != now.upheavals:
 		f.noted.Store(nil)
-		f.gap("SWAPDB or FLUSH on the destination")
+		f.gap("SWAPDB, FLUSH or slots on the move on the destination")
 	}
 	var strays int64
 	var names []string

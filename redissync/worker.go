@@ -58,6 +58,14 @@ func (f *flow) copyKeys(ctx context.Context, origin, destination *session, batch
 				rest = append(rest, e)
 			}
 		}
+		// A database that the destination doesn't have is the trouble of its keys, not of the others.
+		if err := destination.enter(ctx, db); isReplyError(err) {
+			for _, e := range mine {
+				f.refuse(e, err)
+			}
+			batch = rest
+			continue
+		}
 		left, err := f.copyDatabase(ctx, origin, destination, info.version, offset, db, mine)
 		if err != nil {
 			return append(left, rest...), err

@@ -1,0 +1,308 @@
+package redistest
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Slots is the number of a cluster's hash slots.
+const Slots = 16384
+
+// Cluster is a running cluster. Its primaries were given equal ranges of slots in order; each has as many replicas as asked for.
+type Cluster struct {
+	Primaries []*Server
+	// Replicas holds each primary's replicas.
+	Replicas [][]*Server
+	ca       string
+}
+
+// StartCluster starts a cluster that is killed at the end of the test; it takes a second or two. Failing to start fails the test.
+func StartCluster(t TB, primaries, replicas int, o Options) *Cluster {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c := &Cluster{}
+	for range primaries {
+		c.Primaries = append(c.Primaries, StartNode(t, o))
+		var mine []*Server
+		for range replicas {
+			mine = append(mine, StartNode(t, o))
+		}
+		c.Replicas = append(c.Replicas, mine)
+	}
+	if err := c.form(ctx); err != nil {
+		t.Fatalf("form a cluster: %v", err)
+	}
+	if o.TLS {
+		c.ca = filepath.Join(t.TempDir(), "authorities.crt")
+		var all []byte
+		for _, s := range c.Nodes() {
+			pem, err := os.ReadFile(s.CAFile())
+			if err != nil {
+				t.Fatalf("read an authority's certificate: %v", err)
+			}
+			all = append(all, pem...)
+		}
+		if err := os.WriteFile(c.ca, all, 0o600); err != nil {
+			t.Fatalf("write the authorities' certificates: %v", err)
+		}
+	}
+	return c
+}
+
+// StartNode starts a server in cluster mode that belongs to no cluster yet.
+func StartNode(t TB, o Options) *Server {
+	t.Helper()
+	settings := map[string]string{"cluster-enabled": "yes", "cluster-config-file": "nodes.conf", "cluster-node-timeout": "1000", "cluster-replica-validity-factor": "0"}
+	if o.Version != "redis-6.0" { // its bus port is the port and 10000
+		port, err := freePort()
+		if err != nil {
+			t.Fatalf("find a port for the cluster bus: %v", err)
+		}
+		settings["cluster-port"] = strconv.Itoa(port)
+	}
+	for k, v := range o.Settings {
+		settings[k] = v
+	}
+	o.Settings = settings
+	return Start(t, o)
+}
+
+// URL is that of the first primary.
+func (c *Cluster) URL() string { return c.Primaries[0].URL() }
+
+// CAFile holds the authorities of all nodes of a TLS cluster.
+func (c *Cluster) CAFile() string { return c.ca }
+
+// Nodes returns all servers.
+func (c *Cluster) Nodes() []*Server {
+	all := append([]*Server(nil), c.Primaries...)
+	for _, r := range c.Replicas {
+		all = append(all, r...)
+	}
+	return all
+}
+
+func (c *Cluster) form(ctx context.Context) error {
+	n := len(c.Primaries)
+	for i, s := range c.Primaries {
+		slots := []string{"CLUSTER", "ADDSLOTS"}
+		for slot := i * Slots / n; slot < (i+1)*Slots/n; slot++ {
+			slots = append(slots, strconv.Itoa(slot))
+		}
+		for _, cmd := range [][]string{{"CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(i + 1)}, slots} {
+			if _, err := s.Do(ctx, cmd...); err != nil {
+				return err
+			}
+		}
+	}
+	for _, s := range c.Nodes()[1:] {
+		if err := c.Meet(ctx, s); err != nil {
+			return err
+		}
+	}
+	if err := c.Settle(ctx); err != nil {
+		return err
+	}
+	for i, replicas := range c.Replicas {
+		for _, r := range replicas {
+			id, err := c.Primaries[i].Do(ctx, "CLUSTER", "MYID")
+			if err != nil {
+				return err
+			}
+			if err := until(ctx, func() bool { _, err := r.Do(ctx, "CLUSTER", "REPLICATE", id); return err == nil }); err != nil {
+				return err
+			}
+			if err := until(ctx, func() bool {
+				info, _ := r.Do(ctx, "INFO", "replication")
+				return strings.Contains(info, "master_link_status:up")
+			}); err != nil {
+				return fmt.Errorf("wait for a replica: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// Meet makes a node known to the cluster.
+func (c *Cluster) Meet(ctx context.Context, s *Server) error {
+	cmd := []string{"CLUSTER", "MEET", "127.0.0.1", strconv.Itoa(s.Port())}
+	if bus := s.o.Settings["cluster-port"]; bus != "" {
+		cmd = append(cmd, bus)
+	}
+	_, err := c.Primaries[0].Do(ctx, cmd...)
+	return err
+}
+
+// Settle returns when every node that runs says that the cluster is whole and knows as many nodes as were started.
+func (c *Cluster) Settle(ctx context.Context) error {
+	return until(ctx, func() bool {
+		for _, s := range c.Nodes() {
+			if s.Pid() == 0 {
+				continue
+			}
+			info, err := s.Do(ctx, "CLUSTER", "INFO")
+			if err != nil || !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d", len(c.Nodes()))) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// MoveSlot moves one slot with its keys from one primary to another, as redis-cli's resharding does (Redis documentation, "CLUSTER SETSLOT").
+// Between is called when the keys are moving: after the first of them, or at once if there are none.
+func (c *Cluster) MoveSlot(ctx context.Context, slot int, from, to *Server, between func()) error {
+	here, err := from.Do(ctx, "CLUSTER", "MYID")
+	if err != nil {
+		return err
+	}
+	there, err := to.Do(ctx, "CLUSTER", "MYID")
+	if err != nil {
+		return err
+	}
+	n := strconv.Itoa(slot)
+	if _, err := to.Do(ctx, "CLUSTER", "SETSLOT", n, "IMPORTING", here); err != nil {
+		return err
+	}
+	if _, err := from.Do(ctx, "CLUSTER", "SETSLOT", n, "MIGRATING", there); err != nil {
+		return err
+	}
+	for first := true; ; first = false {
+		count := "10"
+		if first {
+			count = "1"
+		}
+		keys, err := from.list(ctx, "CLUSTER", "GETKEYSINSLOT", n, count)
+		if err != nil {
+			return err
+		}
+		if len(keys) > 0 {
+			cmd := append([]string{"MIGRATE", "127.0.0.1", strconv.Itoa(to.Port()), "", "0", "5000", "REPLACE", "KEYS"}, keys...)
+			if _, err := from.Do(ctx, cmd...); err != nil {
+				return err
+			}
+		}
+		if first && between != nil {
+			between()
+		}
+		if len(keys) == 0 {
+			break
+		}
+	}
+	for _, s := range append([]*Server{to, from}, c.Primaries...) {
+		if _, err := s.Do(ctx, "CLUSTER", "SETSLOT", n, "NODE", there); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func until(ctx context.Context, cond func() bool) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// Do runs one command and returns its reply as text, "" for an array.
+func (s *Server) Do(ctx context.Context, args ...string) (string, error) {
+	items, err := s.list(ctx, args...)
+	if err != nil || len(items) != 1 {
+		return "", err
+	}
+	return items[0], nil
+}
+
+// list runs one command and returns the items of its reply, which must be flat.
+func (s *Server) list(ctx context.Context, args ...string) ([]string, error) {
+	d := net.Dialer{Timeout: time.Second}
+	conn, err := d.DialContext(ctx, "tcp", s.Address())
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	if s.o.TLS {
+		conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a test's own server
+	}
+	in := bufio.NewReader(conn)
+	if s.o.Password != "" {
+		if _, err := exchange(conn, in, []string{"AUTH", s.o.Password}); err != nil {
+			return nil, err
+		}
+	}
+	items, err := exchange(conn, in, args)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", strings.Join(args[:min(len(args), 3)], " "), err)
+	}
+	return items, nil
+}
+
+func exchange(conn io.Writer, in *bufio.Reader, args []string) ([]string, error) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%d\r\n", len(args))
+	for _, a := range args {
+		fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(a), a)
+	}
+	if _, err := io.WriteString(conn, b.String()); err != nil {
+		return nil, err
+	}
+	return readReply(in)
+}
+
+func readReply(in *bufio.Reader) ([]string, error) {
+	line, err := in.ReadString('\n')
+	if err != nil {
+		return nil, err
+	}
+	line = strings.TrimSuffix(line, "\r\n")
+	if line == "" {
+		return nil, errors.New("an empty reply")
+	}
+	switch line[0] {
+	case '-':
+		return nil, errors.New(line[1:])
+	case '$':
+		n, err := strconv.Atoi(line[1:])
+		if err != nil || n < 0 {
+			return nil, err
+		}
+		b := make([]byte, n+2)
+		if _, err := io.ReadFull(in, b); err != nil {
+			return nil, err
+		}
+		return []string{string(b[:n])}, nil
+	case '*':
+		n, err := strconv.Atoi(line[1:])
+		if err != nil {
+			return nil, err
+		}
+		var all []string
+		for range n {
+			item, err := readReply(in)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, item...)
+		}
+		return all, nil
+	}
+	return []string{line[1:]}, nil
+}
