@@ -11,7 +11,7 @@ import (
 // TestCheckOfClusters names what a move into a cluster will meet, and accepts a good one.
 func TestCheckOfClusters(t *testing.T) {
 	t.Parallel()
-	c := threeNodes(t, 0)
+	c := threeNodes(t)
 	find := func(fs []preflight.Finding, code, part string) bool {
 		return slices.ContainsFunc(fs, func(f preflight.Finding) bool {
 			return f.Code == code && strings.Contains(f.Message+f.Hint, part)

@@ -32,6 +32,7 @@ func newClusterRig(t *testing.T, source, target *redistest.Cluster) *clusterRig 
 		}
 		x := &client{t, &session{endpoint: e, name: "application"}}
 		t.Cleanup(x.s.close)
+		x.do("PING") // it knows the other nodes from now on
 		return c.Primaries[0], x
 	}
 	r.source, r.a = at(source)
@@ -45,9 +46,9 @@ func newClusterRig(t *testing.T, source, target *redistest.Cluster) *clusterRig 
 	return &clusterRig{r, [2]*redistest.Cluster{source, target}}
 }
 
-func threeNodes(t *testing.T, replicas int) *redistest.Cluster {
+func threeNodes(t *testing.T) *redistest.Cluster {
 	t.Helper()
-	return redistest.StartCluster(t, 3, replicas, redistest.Options{})
+	return redistest.StartCluster(t, 3, redistest.Options{})
 }
 
 // fillCluster writes values of every type, of which some are big, under keys that go to every primary.
@@ -208,7 +209,7 @@ func TestCutoversWithClusters(t *testing.T) {
 			var sides [2]*redistest.Cluster
 			for i, cluster := range kinds {
 				if cluster {
-					sides[i] = threeNodes(t, 0)
+					sides[i] = threeNodes(t)
 				}
 			}
 			r := newClusterRig(t, sides[0], sides[1])

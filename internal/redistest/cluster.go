@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,27 +19,22 @@ import (
 // Slots is the number of a cluster's hash slots.
 const Slots = 16384
 
-// Cluster is a running cluster. Its primaries were given equal ranges of slots in order; each has as many replicas as asked for.
+// Cluster is a running cluster.
 type Cluster struct {
+	// Primaries were given equal ranges of slots in order; those that AddPrimary added have none at first.
 	Primaries []*Server
-	// Replicas holds each primary's replicas.
-	Replicas [][]*Server
-	ca       string
+	Replicas  []*Server
+	ca        string
 }
 
-// StartCluster starts a cluster that is killed at the end of the test; it takes a second or two. Failing to start fails the test.
-func StartCluster(t TB, primaries, replicas int, o Options) *Cluster {
+// StartCluster starts a cluster that is killed at the end of the test; it takes two or three seconds. Failing to start fails the test.
+func StartCluster(t TB, primaries int, o Options) *Cluster {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c := &Cluster{}
 	for range primaries {
 		c.Primaries = append(c.Primaries, StartNode(t, o))
-		var mine []*Server
-		for range replicas {
-			mine = append(mine, StartNode(t, o))
-		}
-		c.Replicas = append(c.Replicas, mine)
 	}
 	if err := c.form(ctx); err != nil {
 		t.Fatalf("form a cluster: %v", err)
@@ -70,6 +66,7 @@ func StartNode(t TB, o Options) *Server {
 			t.Fatalf("find a port for the cluster bus: %v", err)
 		}
 		settings["cluster-port"] = strconv.Itoa(port)
+		settings["cluster-allow-replica-migration"] = "no" // a primary that gives its last slot away stays one
 	}
 	for k, v := range o.Settings {
 		settings[k] = v
@@ -86,11 +83,7 @@ func (c *Cluster) CAFile() string { return c.ca }
 
 // Nodes returns all servers.
 func (c *Cluster) Nodes() []*Server {
-	all := append([]*Server(nil), c.Primaries...)
-	for _, r := range c.Replicas {
-		all = append(all, r...)
-	}
-	return all
+	return append(append([]*Server(nil), c.Primaries...), c.Replicas...)
 }
 
 func (c *Cluster) form(ctx context.Context) error {
@@ -111,27 +104,83 @@ func (c *Cluster) form(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := c.Settle(ctx); err != nil {
+	return c.Settle(ctx)
+}
+
+// AddReplica starts a replica of a primary and returns when it is in step.
+func (c *Cluster) AddReplica(t TB, of *Server, o Options) *Server {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	r := StartNode(t, o)
+	c.Replicas = append(c.Replicas, r)
+	id, err := of.Do(ctx, "CLUSTER", "MYID")
+	if err == nil {
+		err = c.Meet(ctx, r)
+	}
+	if err == nil {
+		err = until(ctx, func() bool { _, err := r.Do(ctx, "CLUSTER", "REPLICATE", id); return err == nil })
+	}
+	if err == nil {
+		err = until(ctx, func() bool {
+			info, _ := r.Do(ctx, "INFO", "replication")
+			return strings.Contains(info, "master_link_status:up")
+		})
+	}
+	if err == nil {
+		err = c.Settle(ctx)
+	}
+	if err != nil {
+		t.Fatalf("add a replica: %v", err)
+	}
+	return r
+}
+
+// AddPrimary starts a primary without slots.
+func (c *Cluster) AddPrimary(t TB, o Options) *Server {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	s := StartNode(t, o)
+	err := c.Meet(ctx, s)
+	c.Primaries = append(c.Primaries, s)
+	if err == nil {
+		err = c.Settle(ctx)
+	}
+	if err != nil {
+		t.Fatalf("add a primary: %v", err)
+	}
+	return s
+}
+
+// Remove makes the cluster forget a primary that has no slots left, and ends it.
+func (c *Cluster) Remove(ctx context.Context, s *Server) error {
+	id, err := s.Do(ctx, "CLUSTER", "MYID")
+	if err != nil {
 		return err
 	}
-	for i, replicas := range c.Replicas {
-		for _, r := range replicas {
-			id, err := c.Primaries[i].Do(ctx, "CLUSTER", "MYID")
-			if err != nil {
-				return err
-			}
-			if err := until(ctx, func() bool { _, err := r.Do(ctx, "CLUSTER", "REPLICATE", id); return err == nil }); err != nil {
-				return err
-			}
-			if err := until(ctx, func() bool {
-				info, _ := r.Do(ctx, "INFO", "replication")
-				return strings.Contains(info, "master_link_status:up")
-			}); err != nil {
-				return fmt.Errorf("wait for a replica: %w", err)
-			}
+	c.Primaries = slices.DeleteFunc(c.Primaries, func(x *Server) bool { return x == s })
+	for _, n := range c.Nodes() {
+		if n.Pid() == 0 {
+			continue
+		}
+		if _, err := n.Do(ctx, "CLUSTER", "FORGET", id); err != nil {
+			return err
 		}
 	}
-	return nil
+	return s.Kill()
+}
+
+// AwaitPromotion returns when a replica has become a primary and the cluster is whole again.
+func (c *Cluster) AwaitPromotion(ctx context.Context, r *Server) error {
+	err := until(ctx, func() bool {
+		info, _ := r.Do(ctx, "INFO", "replication")
+		return strings.Contains(info, "role:master")
+	})
+	if err != nil {
+		return err
+	}
+	return c.Settle(ctx)
 }
 
 // Meet makes a node known to the cluster.

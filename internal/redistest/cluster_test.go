@@ -13,7 +13,7 @@ func TestClusterOfEveryVersion(t *testing.T) {
 		t.Run("version "+version, func(t *testing.T) {
 			t.Parallel()
 			started := time.Now()
-			c := StartCluster(t, 3, 0, Options{Version: version})
+			c := StartCluster(t, 3, Options{Version: version})
 			t.Logf("up after %v", time.Since(started).Round(time.Millisecond))
 			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 			defer cancel()
