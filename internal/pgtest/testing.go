@@ -105,7 +105,7 @@ func startShared() (*Server, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	return Launch(ctx, dir, Options{Settings: map[string]string{
-		"max_wal_senders": "60", "max_replication_slots": "100", "max_connections": "300",
+		"max_wal_senders": "60", "max_replication_slots": "100", "max_connections": "300", "max_prepared_transactions": "40",
 	}})
 }
 

@@ -1,0 +1,104 @@
+package snapshot
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"replicator/internal/pgtest"
+	"replicator/internal/postgres"
+	"replicator/replication"
+)
+
+// A transaction that was open before holds the copy up and is named, a prepared one too; one that comes later doesn't.
+func TestHorizonNamesItsHolders(t *testing.T) {
+	w := newWorld(t, []string{"a"}, nil)
+	conn := pgtest.Connect(t, w.source+"&application_name=slowpoke")
+	if _, err := conn.Exec(w.ctx(), "BEGIN; INSERT INTO a VALUES (1000, 0, 'open')"); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var heard []string
+	said := func(what string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return strings.Contains(strings.Join(heard, "\n"), what)
+	}
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); !ok(); <-time.After(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("no %s", what)
+			}
+		}
+	}
+	looking, err := postgres.Connect(w.ctx(), w.source, w.id, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer looking.Close(w.ctx())
+	done := make(chan error, 1)
+	go func() {
+		_, err := Horizon(w.ctx(), looking, func(s string) { mu.Lock(); defer mu.Unlock(); heard = append(heard, s) })
+		done <- err
+	}()
+	until("word of the open transaction", func() bool { return said("slowpoke") })
+	later := pgtest.Connect(t, w.source+"&application_name=latecomer")
+	if _, err := later.Exec(w.ctx(), "BEGIN; INSERT INTO a VALUES (1001, 0, 'later')"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(w.ctx(), "PREPARE TRANSACTION 'replicator_slow'"); err != nil {
+		t.Fatal(err)
+	}
+	until("word of the prepared transaction", func() bool { return said("prepared transaction 'replicator_slow'") })
+	if _, err := conn.Exec(w.ctx(), "ROLLBACK PREPARED 'replicator_slow'"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if said("latecomer") || heard[len(heard)-1] != "" {
+		t.Errorf("heard %q", heard)
+	}
+}
+
+// A copy that fails in the middle leaves the target's table as it was and can be repeated.
+func TestFailedCopyLeavesNothing(t *testing.T) {
+	w := newWorld(t, []string{"a"}, nil)
+	target := pgtest.Shared(t).Database(t)
+	pgtest.Exec(t, target, "CREATE TABLE a (id int CHECK (id < 40), n bigint, v text); INSERT INTO a VALUES (-1, 0, 'before')")
+	finished := 0
+	o := Options{SourceURL: w.source, TargetURL: target, ID: w.id, Workers: 1,
+		Started:  func(context.Context, replication.Table, replication.Seam) error { return nil },
+		Finished: func(context.Context, pgx.Tx, replication.Table, int64, int64) error { finished++; return nil },
+		Progress: func(replication.Table, int64, int64) {},
+	}
+	err := Copy(w.ctx(), o, []replication.Table{w.table("a")})
+	if postgres.Code(err) != "23514" || finished != 0 {
+		t.Fatalf("finished %d: %v", finished, err)
+	}
+	pool, err := pgxpool.New(w.ctx(), target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if got := rowsOf(t, pool, "a"); len(got) != 1 || got["-1"] != "(-1,0,before)" {
+		t.Fatalf("left %v", got)
+	}
+	var idle int
+	if err := w.pool.QueryRow(w.ctx(), "SELECT count(*) FROM pg_locks WHERE mode = 'AccessShareLock' AND relation = 'a'::regclass").Scan(&idle); err != nil || idle != 0 {
+		t.Errorf("%d locks are left on the source (%v)", idle, err)
+	}
+	pgtest.Exec(t, target, "ALTER TABLE a DROP CONSTRAINT a_id_check")
+	if err := Copy(w.ctx(), o, []replication.Table{w.table("a")}); err != nil || finished != 1 {
+		t.Fatal(err)
+	}
+	if got := rowsOf(t, pool, "a"); len(got) != 40 {
+		t.Errorf("%d rows", len(got))
+	}
+}
