@@ -182,7 +182,7 @@ func randomStatement(r *rand.Rand) string {
 // Random transactions over tables of every kind, captured from a slot: carried out as sets in batches of any size, as pieces, and change by
 // change, all destinations end as the source.
 func TestSetsEqualSingleChanges(t *testing.T) {
-	s := seed(t)
+	s := pgtest.Seed(t)
 	r := rand.New(rand.NewPCG(s, 1))
 	server := pgtest.Shared(t)
 	all := kinds + exoticSchema()

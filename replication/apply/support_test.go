@@ -3,10 +3,8 @@ package apply
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
 
@@ -17,21 +15,6 @@ import (
 	"replicator/internal/postgres"
 	"replicator/replication"
 )
-
-// seed is printed by every random test, and can be set to repeat one.
-func seed(t *testing.T) uint64 {
-	t.Helper()
-	s := rand.Uint64() % 1e9
-	if v := os.Getenv("REPLICATOR_SEED"); v != "" {
-		n, err := strconv.ParseUint(v, 10, 64)
-		if err != nil {
-			t.Fatalf("REPLICATOR_SEED: %v", err)
-		}
-		s = n
-	}
-	t.Logf("seed %d (repeat with REPLICATOR_SEED=%d)", s, s)
-	return s
-}
 
 // soak multiplies the work of a random test when REPLICATOR_SOAK is set.
 func soak(n int) int {

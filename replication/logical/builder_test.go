@@ -12,23 +12,9 @@ import (
 
 	"github.com/jackc/pglogrepl"
 
+	"replicator/internal/pgtest"
 	"replicator/replication"
 )
-
-// seed is printed by every random test, and can be set to repeat one.
-func seed(t *testing.T) uint64 {
-	t.Helper()
-	s := rand.Uint64() % 1e9
-	if v := os.Getenv("REPLICATOR_SEED"); v != "" {
-		n, err := strconv.ParseUint(v, 10, 64)
-		if err != nil {
-			t.Fatalf("REPLICATOR_SEED: %v", err)
-		}
-		s = n
-	}
-	t.Logf("seed %d (repeat with REPLICATOR_SEED=%d)", s, s)
-	return s
-}
 
 // soak multiplies the work of a random test when REPLICATOR_SOAK is set.
 func soak(n int) int {
@@ -128,7 +114,7 @@ func (c *collector) add(b *replication.Batch) {
 // Whatever the order in which messages come, keepalives pass and batches are taken: every row and transaction comes out once, in order, in
 // batches that keep their promises, and no position is ahead of a transaction that is still to come.
 func TestBuilderInterleavings(t *testing.T) {
-	s := seed(t)
+	s := pgtest.Seed(t)
 	for n := range soak(400) {
 		r := rand.New(rand.NewPCG(s, uint64(n)))
 		limits := Limits{Changes: 1 + r.IntN(8), Bytes: 200 + r.IntN(4000)}

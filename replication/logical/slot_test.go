@@ -123,7 +123,7 @@ func TestSlotCreationGivenUp(t *testing.T) {
 
 // A snapshot that is exported sees exactly the transactions that commit before its place in the stream.
 func TestExportedSnapshotHasAPlace(t *testing.T) {
-	s := seed(t)
+	s := pgtest.Seed(t)
 	o := newOrigin(t, pgtest.Shared(t).Database(t), accounts, "account")
 	writing, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

@@ -99,7 +99,7 @@ func replay(t *testing.T, all []transaction) []string {
 // Restarted from any place where a transaction ended, again and again under concurrent writers, the stream repeats exactly what came
 // after that place and goes on: nothing is lost, nothing comes twice, and all of it together makes the table.
 func TestRestartFromAnyMark(t *testing.T) {
-	s := seed(t)
+	s := pgtest.Seed(t)
 	r := rand.New(rand.NewPCG(s, 1))
 	o := newOrigin(t, pgtest.Shared(t).Database(t), accounts, "account")
 	writing, stop := context.WithCancel(context.Background())

@@ -2,85 +2,24 @@ package logical
 
 import (
 	"context"
-	"io"
-	"net"
-	"net/url"
 	"slices"
-	"sync"
 	"testing"
 
 	"replicator/internal/pgtest"
 	"replicator/internal/postgres"
 )
 
-// cutter passes connections on to a server until it cuts them.
-type cutter struct {
-	listener net.Listener
-	mu       sync.Mutex
-	conns    []net.Conn
-}
-
-// newCutter returns a URL that leads through the cutter.
-func newCutter(t *testing.T, to string) (*cutter, string) {
-	t.Helper()
-	u, err := url.Parse(to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := u.Host
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cutter{listener: l}
-	t.Cleanup(func() { l.Close(); c.cut() })
-	go func() {
-		for {
-			in, err := l.Accept()
-			if err != nil {
-				return
-			}
-			out, err := net.Dial("tcp", server)
-			if err != nil {
-				in.Close()
-				continue
-			}
-			c.mu.Lock()
-			c.conns = append(c.conns, in, out)
-			c.mu.Unlock()
-			for _, p := range [][2]net.Conn{{in, out}, {out, in}} {
-				go func() { _, _ = io.Copy(p[0], p[1]); p[0].Close(); p[1].Close() }()
-			}
-		}
-	}()
-	u.Host = l.Addr().String()
-	return c, u.String()
-}
-
-// cut ends all connections at once, without a word to either end.
-func (c *cutter) cut() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, conn := range c.conns {
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0) // a reset, not an orderly end
-		}
-		conn.Close()
-	}
-	c.conns = nil
-}
-
 // Whatever ends the session (the server killed, stopped in order, the connection cut, the session terminated) is worth another try, and
 // that try goes on where the destination stands.
 func TestLostSessionsAreTransientAndGoOn(t *testing.T) {
 	s := pgtest.Start(t, pgtest.Options{Settings: map[string]string{"fsync": "on"}})
 	o := newOrigin(t, s.Database(t), `CREATE TABLE t (id int PRIMARY KEY)`, "t")
-	proxy, through := newCutter(t, o.url)
+	proxy, through := pgtest.NewCutter(t, o.url)
 	at, next := o.at, 0
 	for name, disturb := range map[string]func() error{
 		"killed":  func() error { s.Kill(); return s.Start(o.ctx()) },
 		"stopped": func() error { return s.Stop(o.ctx()) },
-		"cut":     func() error { proxy.cut(); return nil },
+		"cut":     func() error { proxy.Cut(); return nil },
 		"terminated": func() error {
 			_, err := o.pool.Exec(o.ctx(), "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1", o.name)
 			return err

@@ -214,7 +214,7 @@ func TestSeam(t *testing.T) {
 // seam copies the early tables and one of the late ones a round.
 func (w *world) seam(c captured, early, late []string) {
 	w.t.Helper()
-	s := seed(w.t)
+	s := pgtest.Seed(w.t)
 	all := slices.Concat(early, late)
 	releasing, stopReleasing := context.WithCancel(context.Background())
 	var wg, rg sync.WaitGroup

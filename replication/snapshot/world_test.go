@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,21 +18,6 @@ import (
 	"replicator/replication"
 	"replicator/replication/state"
 )
-
-// seed is printed by every random test, and can be set to repeat one.
-func seed(t *testing.T) uint64 {
-	t.Helper()
-	s := rand.Uint64() % 1e9
-	if v := os.Getenv("REPLICATOR_SEED"); v != "" {
-		n, err := strconv.ParseUint(v, 10, 64)
-		if err != nil {
-			t.Fatalf("REPLICATOR_SEED: %v", err)
-		}
-		s = n
-	}
-	t.Logf("seed %d (repeat with REPLICATOR_SEED=%d)", s, s)
-	return s
-}
 
 // rounds is how often each table is copied.
 func rounds() int {

@@ -238,7 +238,7 @@ func TestConcurrentWriters(t *testing.T) {
 		runs, length = 10, time.Minute
 	}
 	for range runs {
-		s := seed(t)
+		s := pgtest.Seed(t)
 		t.Run(fmt.Sprint(s), func(t *testing.T) { attack(t, s, length, 16) })
 	}
 }

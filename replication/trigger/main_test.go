@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -24,21 +22,6 @@ import (
 	"replicator/replication/state"
 	"replicator/replication/trigger"
 )
-
-// seed is printed by every random test, and can be set to repeat one.
-func seed(t *testing.T) uint64 {
-	t.Helper()
-	s := rand.Uint64() % 1e9
-	if v := os.Getenv("REPLICATOR_SEED"); v != "" {
-		n, err := strconv.ParseUint(v, 10, 64)
-		if err != nil {
-			t.Fatalf("REPLICATOR_SEED: %v", err)
-		}
-		s = n
-	}
-	t.Logf("seed %d (repeat with REPLICATOR_SEED=%d)", s, s)
-	return s
-}
 
 func soak() bool { return os.Getenv("REPLICATOR_SOAK") == "1" }
 
