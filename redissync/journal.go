@@ -400,7 +400,7 @@ func (j *Journal) release(ctx context.Context) error {
 // Finish removes the journal and the lead from both servers.
 func (j *Journal) Finish(ctx context.Context) error {
 	for _, at := range []side{j.pair.target, j.pair.source} {
-		if _, err := j.exchange(ctx, at, "write", command{"UNLINK", j.recordKey(), j.leaseKey(), j.o.elsewhereKey()}); err != nil {
+		if _, err := j.exchange(ctx, at, "write", command{"UNLINK", j.recordKey(), j.leaseKey(), j.pausedKey(), j.o.elsewhereKey()}); err != nil {
 			return fmt.Errorf("remove the journal on the %s: %w", at.name, err)
 		}
 	}

@@ -401,7 +401,7 @@ func (t *term) SetPaused(ctx context.Context, paused bool) error {
 	t.mu.Lock()
 	t.paused = paused
 	t.mu.Unlock()
-	return nil
+	return t.journal.SetPaused(ctx, paused)
 }
 
 // tableNames reads schema.table names.

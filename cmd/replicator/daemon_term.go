@@ -29,15 +29,22 @@ type term struct {
 	postgres    []*pair.Pair
 	redis       []*redissync.Pair
 	coordinator *cutover.Coordinator
-	journal     cutover.Journal
+	journal     journal
 
 	mu       sync.Mutex
 	paused   bool
 	finished bool
 }
 
+// journal is what a migration remembers by: the records of its cutovers, and whether the operator has paused it.
+type journal interface {
+	cutover.Journal
+	Paused(ctx context.Context) (bool, error)
+	SetPaused(ctx context.Context, paused bool) error
+}
+
 // work runs a term until ctx ends or the lead is lost. hold keeps the lead, and returns when it is lost.
-func (d *daemon) work(ctx context.Context, epoch int64, journal cutover.Journal, hold func(context.Context, *term) error) error {
+func (d *daemon) work(ctx context.Context, epoch int64, journal journal, hold func(context.Context, *term) error) error {
 	record, err := journal.Load(ctx)
 	if err != nil {
 		return err
@@ -46,11 +53,15 @@ func (d *daemon) work(ctx context.Context, epoch int64, journal cutover.Journal,
 	if err != nil {
 		return err
 	}
-	t, err := d.newTerm(epoch, journal)
+	paused, err := journal.Paused(ctx)
 	if err != nil {
 		return err
 	}
-	d.log.Info("leading", "epoch", epoch, "reverse", reverse)
+	t, err := d.newTerm(epoch, journal, paused)
+	if err != nil {
+		return err
+	}
+	d.log.Info("leading", "epoch", epoch, "reverse", reverse, "paused", paused)
 	d.mu.Lock()
 	d.term, d.standing = t, nil
 	d.mu.Unlock()
@@ -106,14 +117,14 @@ func (t *term) runRedis(ctx context.Context, p *redissync.Pair, reverse bool) er
 	}
 }
 
-func (d *daemon) newTerm(epoch int64, journal cutover.Journal) (*term, error) {
-	t := &term{d: d, epoch: epoch, log: d.log, registry: prometheus.NewRegistry(), journal: journal}
+func (d *daemon) newTerm(epoch int64, journal journal, paused bool) (*term, error) {
+	t := &term{d: d, epoch: epoch, log: d.log, registry: prometheus.NewRegistry(), journal: journal, paused: paused}
 	var pairs []cutover.Pair
 	for _, c := range d.cfg.Postgres {
 		p := pair.New(pair.Options{
 			Migration: d.cfg.Migration, Name: c.Name, SourceURL: c.Source.PostgresURL(), TargetURL: c.Target.PostgresURL(), Epoch: epoch,
 			Filter: schema.Filter{Include: c.Tables.Include, Exclude: c.Tables.Exclude}, PgDump: d.cfg.Tools.PgDump, CopyWorkers: c.CopyWorkers,
-			Capture: string(c.Capture), Adopt: c.Slot, NoCopy: c.Copy == "none", NoCalmVerify: d.cfg.Cutover.Verify != "frozen",
+			Capture: string(c.Capture), Adopt: c.Slot, NoCopy: c.Copy == "none", Paused: paused, NoCalmVerify: d.cfg.Cutover.Verify != "frozen",
 			RetainedWarning: int64(c.Guard.WarnRetained), RetainedLimit: int64(c.Guard.DropRetained), Log: d.log,
 			Metrics: func(read func() metrics.PostgresReading) *metrics.Postgres {
 				return metrics.NewPostgres(t.registry, c.Name, read)
@@ -132,6 +143,9 @@ func (d *daemon) newTerm(epoch int64, journal cutover.Journal) (*term, error) {
 			return metrics.RedisReading{LagSeconds: s.LagSeconds, DirtyKeys: &dirty}
 		})
 		p = redissync.New(o)
+		if paused {
+			p.Pause()
+		}
 		t.redis = append(t.redis, p)
 		pairs = append(pairs, t.checking(p))
 	}

@@ -27,6 +27,7 @@ func wholeRoad(t *testing.T, o demo.ServersOptions) {
 	w.run(ctx, 0, "wait", "phase=streaming", "--timeout", "90s")
 	w.run(ctx, 0, "wait", "caught-up", "--timeout", "60s")
 	w.holds(ctx)
+	w.staysPaused(ctx)
 
 	var status struct {
 		Migration, Phase string
@@ -98,6 +99,21 @@ func (w *world) run(ctx context.Context, want int, args ...string) string {
 		w.t.Fatalf("replicator %s ended with status %d, want %d", strings.Join(args, " "), status, want)
 	}
 	return out
+}
+
+// staysPaused demands that a pause outlives the process that was asked for it, and ends with resume.
+func (w *world) staysPaused(ctx context.Context) {
+	w.t.Helper()
+	w.run(ctx, 0, "pause")
+	if err := w.daemon.Kill(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.start()
+	w.await(ctx, "every pair is stopped", func(s demo.Status) bool { return pairsIn(s, "stopped") })
+	w.run(ctx, 3, "wait", "caught-up", "--timeout", "1s")
+	w.run(ctx, 0, "resume")
+	w.awaitPairs(ctx, "streaming")
+	w.run(ctx, 0, "wait", "caught-up", "--timeout", "60s")
 }
 
 // refusesWrites demands that a side's gate is shut for the application.

@@ -53,9 +53,13 @@ func (p *Pair) Pause(ctx context.Context) error {
 	if err := p.setWant(ctx, wantNone); err != nil {
 		return err
 	}
+	p.showPaused()
+	return nil
+}
+
+func (p *Pair) showPaused() {
 	p.phase(Stopped)
 	p.waiting("paused by the operator: replicator resume")
-	return nil
 }
 
 // Resume goes on after Pause; without one it does nothing.

@@ -46,6 +46,8 @@ type Options struct {
 	Adopt  string
 	// Capture is Logical, Trigger or "auto": what the source allows.
 	Capture string
+	// Paused makes Run open both sides and wait for Resume, as after Pause.
+	Paused bool
 	// NoCalmVerify leaves out the comparison before a freeze, after which the freeze compares only what has changed meanwhile.
 	NoCalmVerify bool
 
@@ -155,10 +157,16 @@ func (p *Pair) Run(ctx context.Context, reverse bool) error {
 	}
 	p.mu.Lock()
 	p.active, p.want = reverse, want(reverse)
+	if p.o.Paused {
+		p.want = wantNone
+	}
 	p.mu.Unlock()
 	err := p.keepTrying(ctx, "open", func(ctx context.Context) error { return p.open(ctx) })
 	if err != nil {
 		return err
+	}
+	if p.o.Paused {
+		p.showPaused()
 	}
 	close(p.ready)
 	sampling, stop := context.WithCancel(ctx)
