@@ -90,6 +90,9 @@ func (w *window) describe(shapes []found) (reshaped bool, err error) {
 			return false, errRewritten
 		}
 		t := w.tables[f.OID]
+		if !f.keyFull(t) {
+			return false, altered(t.name, "a column of its key is no longer NOT NULL")
+		}
 		was := t.shape
 		if err := t.describe(f.shape(t)); err != nil {
 			return false, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -195,6 +196,9 @@ func (w *window) keyed(ctx context.Context, t *captured, row [][]byte, p part) e
 			Hint: fmt.Sprintf("run `replicator resync` with --table %s", t.name)})
 	}
 	keys := len(t.log.Key)
+	if slices.ContainsFunc(row[3:3+keys], func(v []byte) bool { return v == nil }) {
+		return altered(t.name, "a row without a value in its key was written")
+	}
 	relation := t.shape.relation
 	gone := func(b *replication.Batch) replication.Change {
 		old := b.Values(len(relation.Columns))

@@ -3,6 +3,7 @@ package trigger
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"replicator/replication"
@@ -38,7 +39,13 @@ type described struct {
 	Row []column `json:"row,omitempty"`
 	// Slot is the log table that is written to.
 	Slot int `json:"slot"`
+	// Form is how the log is laid out; a table without key has but one.
+	Form int `json:"form,omitempty"`
 }
+
+// The forms of a log by key. In bothKeys a row holds the key before and the key after, of which an insert has no former and a delete no latter:
+// the function needs no condition, and writes one row a change. The form before it (op: I, D or U, and one key) is converted by Install.
+const bothKeys = 2
 
 const descriptionMark = "-- replicator capture: "
 
@@ -49,33 +56,49 @@ func functionName(oid uint32) string { return fmt.Sprintf("replicator.capture_%d
 // output is the expression of a value in its type's own text form; a cast may be another one (char(n) loses its blanks).
 func output(v string) string { return "pg_catalog.format('%s', " + v + ")" }
 
-// createLog returns the statements that make a table's log anew.
-func (d described) createLog(oid uint32) []string {
-	var columns strings.Builder
+// outputOrNull is output, of a null null; a composite value of nulls is none.
+func outputOrNull(v string) string {
+	return "CASE WHEN " + v + " IS NOT DISTINCT FROM NULL THEN NULL ELSE " + output(v) + " END"
+}
+
+// logged are the log's columns for one key.
+func (d described) logged(prefix string) []string {
+	var out []string
 	for i, c := range d.Key {
 		switch {
 		case !c.Builtin:
-			fmt.Fprintf(&columns, ", k%d text NOT NULL", i)
+			out = append(out, fmt.Sprintf("%s%d text", prefix, i))
 		case c.Collation != "":
-			fmt.Fprintf(&columns, ", k%d %s COLLATE %s NOT NULL", i, c.Type, c.Collation)
+			out = append(out, fmt.Sprintf("%s%d %s COLLATE %s", prefix, i, c.Type, c.Collation))
 		default:
-			fmt.Fprintf(&columns, ", k%d %s NOT NULL", i, c.Type)
+			out = append(out, fmt.Sprintf("%s%d %s", prefix, i, c.Type))
 		}
 	}
-	if len(d.Key) == 0 {
-		columns.WriteString(", r text[] NOT NULL")
-	}
-	var out []string
-	for slot := range slots {
-		log := logTable(oid, slot)
-		out = append(out,
-			"DROP TABLE IF EXISTS "+log,
-			// Rows are only ever added, and removed by TRUNCATE: there is nothing to vacuum.
-			"CREATE TABLE "+log+` (xid xid8 NOT NULL, op "char" NOT NULL`+columns.String()+") WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)",
-			"CREATE INDEX ON "+log+" (xid) WITH (fillfactor = 100)",
-			"REVOKE ALL ON "+log+" FROM PUBLIC")
-	}
 	return out
+}
+
+// names lists the log's columns for one key.
+func (d described) names(prefix string) string {
+	out := make([]string, len(d.Key))
+	for i := range d.Key {
+		out[i] = prefix + strconv.Itoa(i)
+	}
+	return strings.Join(out, ", ")
+}
+
+// createLog returns the statements that make one of a table's log tables.
+func (d described) createLog(oid uint32, slot int) []string {
+	layout := `op "char" NOT NULL, r text[] NOT NULL`
+	if len(d.Key) > 0 {
+		layout = strings.Join(append(d.logged("o"), d.logged("k")...), ", ")
+	}
+	log := logTable(oid, slot)
+	return []string{
+		// Rows are only ever added, and removed by TRUNCATE: there is nothing to vacuum.
+		"CREATE TABLE " + log + " (xid xid8 NOT NULL, " + layout + ") WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off)",
+		"CREATE INDEX ON " + log + " (xid) WITH (fillfactor = 100)",
+		"REVOKE ALL ON " + log + " FROM PUBLIC",
+	}
 }
 
 // create returns the statement that gives the table's function this description. It runs with the rights of our role and serves no other
@@ -103,39 +126,30 @@ func (d described) create(oid uint32) (string, error) {
 	return "CREATE OR REPLACE FUNCTION " + functionName(oid) + "() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER " + pin + " AS" + replication.QuoteLiteral(body), nil
 }
 
-// guard refuses a trigger on any other table, should somebody be able to make one.
+// keyed logs the key before and the key after, which for an insert and a delete are null in part (the record variable is: "Trigger Functions" of
+// PL/pgSQL). What a row costs is mostly the setting up of expressions and statements, anew in each transaction and statement: so there is no
+// condition in it, and that it serves no other table, should somebody be able to make a trigger there, is said by a null that the log refuses.
+func (d described) keyed(oid uint32) string {
+	value := func(of string, c column) string {
+		v := of + "." + replication.QuoteIdent(c.Name)
+		if c.Builtin {
+			return v
+		}
+		return outputOrNull(v)
+	}
+	var olds, news []string
+	for _, c := range d.Key {
+		olds, news = append(olds, value("OLD", c)), append(news, value("NEW", c))
+	}
+	return "BEGIN\n  INSERT INTO " + logTable(oid, d.Slot) + " (xid, " + d.names("o") + ", " + d.names("k") + ")\n  VALUES (CASE WHEN TG_RELID OPERATOR(pg_catalog.=) " +
+		strconv.FormatUint(uint64(oid), 10) + " THEN pg_catalog.pg_current_xact_id() END, " + strings.Join(olds, ", ") + ", " + strings.Join(news, ", ") + ");\n  RETURN NULL;\nEND\n"
+}
+
+// guard refuses a trigger on any other table.
 const guard = `  IF TG_RELID OPERATOR(pg_catalog.<>) %d THEN
     RAISE EXCEPTION 'this function captures another table';
   END IF;
 `
-
-// keyed logs keys: U for an update that leaves the key as it is, to the byte; one that changes it takes the old key away and brings the new.
-func (d described) keyed(oid uint32) string {
-	var names, olds, news, oldRow, newRow strings.Builder
-	for i, c := range d.Key {
-		o, n := "OLD."+replication.QuoteIdent(c.Name), "NEW."+replication.QuoteIdent(c.Name)
-		if i > 0 {
-			oldRow.WriteString(", ")
-			newRow.WriteString(", ")
-		}
-		oldRow.WriteString(o)
-		newRow.WriteString(n)
-		if !c.Builtin {
-			o, n = output(o), output(n)
-		}
-		fmt.Fprintf(&names, ", k%d", i)
-		olds.WriteString(", " + o)
-		news.WriteString(", " + n)
-	}
-	const x = "(pg_catalog.pg_current_xact_id(), "
-	into := "INSERT INTO " + logTable(oid, d.Slot) + " (xid, op" + names.String() + ") VALUES "
-	same := "ROW(" + oldRow.String() + ")::pg_catalog.record OPERATOR(pg_catalog.*=) ROW(" + newRow.String() + ")::pg_catalog.record"
-	return "BEGIN\n" + fmt.Sprintf(guard, oid) +
-		"  IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN\n    IF " + same + " THEN\n      " + into + x + "'U'" + news.String() + ");\n" +
-		"    ELSE\n      " + into + x + "'D'" + olds.String() + "), " + x + "'I'" + news.String() + ");\n    END IF;\n" +
-		"  ELSIF TG_OP OPERATOR(pg_catalog.=) 'INSERT' THEN\n    " + into + x + "'I'" + news.String() + ");\n" +
-		"  ELSE\n    " + into + x + "'D'" + olds.String() + ");\n  END IF;\n  RETURN NULL;\nEND\n"
-}
 
 // keyless logs whole rows.
 func (d described) keyless(oid uint32) string {
@@ -146,7 +160,7 @@ func (d described) keyless(oid uint32) string {
 				b.WriteString(", ")
 			}
 			v := of + "." + replication.QuoteIdent(c.Name)
-			b.WriteString("CASE WHEN " + v + " IS NOT DISTINCT FROM NULL THEN NULL ELSE " + output(v) + " END")
+			b.WriteString(outputOrNull(v))
 		}
 		return "ARRAY[" + b.String() + "]::pg_catalog.text[]"
 	}

@@ -25,7 +25,8 @@ const advisoryKey = 0x7265706c63617074 // "replcapt"
 // behind a vacuum against wraparound. What is right already is left alone: after a crash, or with more tables, it does what is missing.
 //
 // It returns the tables whose log was made anew: a copy of one that was made before is void, since changes may be missing. Every change that
-// commits after Install has returned is logged.
+// commits after Install has returned is logged. A log that an earlier version laid out otherwise is converted with all it holds (some
+// microseconds a row, while the table's writers wait), which voids no copy.
 //
 // The error names every table that can't be captured, with what to do.
 func Install(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, tables []replication.Table) ([]replication.TableName, error) {
@@ -46,7 +47,7 @@ func Install(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, tables [
 	if err != nil {
 		return nil, fmt.Errorf("install the change log: %w", err)
 	}
-	steps, err := missing(ctx, pool, tables)
+	steps, anew, err := missing(ctx, pool, tables)
 	if err != nil {
 		return nil, fmt.Errorf("install the change log: %w", err)
 	}
@@ -54,7 +55,7 @@ func Install(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, tables [
 	if err := run.Run(ctx, steps, postgres.ShareRowExclusive, explainInstall); err != nil {
 		return nil, fmt.Errorf("install the change log: %w", err)
 	}
-	left, err := missing(ctx, pool, tables)
+	left, _, err := missing(ctx, pool, tables)
 	if err != nil {
 		return nil, fmt.Errorf("install the change log: %w", err)
 	}
@@ -63,8 +64,9 @@ func Install(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, tables [
 	}
 	var made []replication.TableName
 	for _, s := range steps {
-		i := slices.IndexFunc(tables, func(t replication.Table) bool { return t.OID == s.OID })
-		made = append(made, tables[i].Name)
+		if i := slices.IndexFunc(tables, func(t replication.Table) bool { return t.OID == s.OID }); anew[s.OID] {
+			made = append(made, tables[i].Name)
+		}
 	}
 	return made, nil
 }
@@ -190,6 +192,7 @@ func (f existing) describe(t replication.Table) described {
 	d := described{Table: t.Name.String()}
 	for _, i := range t.Key {
 		d.Key = append(d.Key, f.columns[t.Columns[i].Name])
+		d.Form = bothKeys
 	}
 	if len(t.Key) == 0 {
 		for _, c := range t.Stored() {
@@ -203,16 +206,16 @@ func (d described) logsSame(e described) bool {
 	return slices.Equal(d.Key, e.Key) && slices.Equal(d.Row, e.Row)
 }
 
-// missing returns the steps for the tables whose capture isn't complete.
-func missing(ctx context.Context, q querier, tables []replication.Table) ([]postgres.LockedStep, error) {
+// missing returns the steps for the tables whose capture isn't complete, and which of them get a new log.
+func missing(ctx context.Context, q querier, tables []replication.Table) (steps []postgres.LockedStep, anew map[uint32]bool, err error) {
 	found, err := look(ctx, q, tables)
 	if err != nil {
 		if postgres.Code(err) == "3F000" {
-			return nil, &preflight.Hinted{Code: "no-schema", Err: errors.New("schema replicator is missing"), Hint: "prepare the state first"}
+			return nil, nil, &preflight.Hinted{Code: "no-schema", Err: errors.New("schema replicator is missing"), Hint: "prepare the state first"}
 		}
-		return nil, err
+		return nil, nil, err
 	}
-	var steps []postgres.LockedStep
+	anew = map[uint32]bool{}
 	var refused []error
 	for _, t := range tables {
 		f := found[t.OID]
@@ -221,16 +224,28 @@ func missing(ctx context.Context, q querier, tables []replication.Table) ([]post
 			continue
 		}
 		d := f.describe(t)
-		if have, ok := parseDescription(f.src); ok && have.logsSame(d) && f.row == "A" && f.truncate == "A" {
+		have, ok := parseDescription(f.src)
+		intact := ok && have.logsSame(d) && f.row == "A" && f.truncate == "A"
+		if intact && have.Form == d.Form {
 			continue
 		}
-		sql, err := f.statements(t, d)
-		if err != nil {
-			return nil, err
+		statements := f.statements
+		if intact {
+			d.Slot = have.Slot
+			statements = f.convert
 		}
+		sql, err := statements(t, d)
+		if err != nil {
+			return nil, nil, err
+		}
+		anew[t.OID] = !intact
 		steps = append(steps, postgres.LockedStep{OID: t.OID, Name: t.Name.String(), Statements: sql})
 	}
-	return steps, errors.Join(refused...)
+	return steps, anew, errors.Join(refused...)
+}
+
+func lockWriters(t replication.Table) string {
+	return "LOCK TABLE ONLY " + t.Name.Quoted() + " IN SHARE ROW EXCLUSIVE MODE"
 }
 
 // statements install a table's capture anew. With writers locked out, a log that is there can be replaced.
@@ -240,8 +255,11 @@ func (f existing) statements(t replication.Table, d described) ([]string, error)
 		return nil, err
 	}
 	table := t.Name.Quoted()
-	out := []string{"LOCK TABLE ONLY " + table + " IN SHARE ROW EXCLUSIVE MODE"}
-	out = append(out, d.createLog(t.OID)...)
+	out := []string{lockWriters(t)}
+	for slot := range slots {
+		out = append(out, "DROP TABLE IF EXISTS "+logTable(t.OID, slot))
+		out = append(out, d.createLog(t.OID, slot)...)
+	}
 	out = append(out, function, "REVOKE ALL ON FUNCTION "+functionName(t.OID)+"() FROM PUBLIC")
 	if f.row == "" {
 		out = append(out, "CREATE TRIGGER "+rowTrigger+" AFTER INSERT OR UPDATE OR DELETE ON "+table+" FOR EACH ROW EXECUTE FUNCTION "+functionName(t.OID)+"()")
@@ -250,6 +268,29 @@ func (f existing) statements(t replication.Table, d described) ([]string, error)
 		out = append(out, "CREATE TRIGGER "+truncateTrigger+" AFTER TRUNCATE ON "+table+" FOR EACH STATEMENT EXECUTE FUNCTION replicator.capture_truncate()")
 	}
 	return append(out, "ALTER TABLE ONLY "+table+" ENABLE ALWAYS TRIGGER "+rowTrigger+", ENABLE ALWAYS TRIGGER "+truncateTrigger), nil
+}
+
+// convert gives a log by key its present form. With writers locked out, everybody who has written to it has ended; what they wrote keeps the
+// ids of their transactions, by which alone it is read.
+func (f existing) convert(t replication.Table, d described) ([]string, error) {
+	function, err := d.create(t.OID)
+	if err != nil {
+		return nil, err
+	}
+	var before, after []string
+	for i := range d.Key {
+		before, after = append(before, fmt.Sprintf("CASE WHEN op <> 'I' THEN k%d END", i)), append(after, fmt.Sprintf("CASE WHEN op <> 'D' THEN k%d END", i))
+	}
+	out := []string{lockWriters(t)}
+	for slot := range slots {
+		log := logTable(t.OID, slot)
+		former := log + "_former"
+		out = append(out, "ALTER TABLE "+log+" RENAME TO "+strings.TrimPrefix(former, "replicator."))
+		out = append(out, d.createLog(t.OID, slot)...)
+		out = append(out, "INSERT INTO "+log+" (xid, "+d.names("o")+", "+d.names("k")+") SELECT xid, "+strings.Join(before, ", ")+", "+strings.Join(after, ", ")+" FROM "+former,
+			"DROP TABLE "+former)
+	}
+	return append(out, function), nil
 }
 
 const installedSQL = `

@@ -48,7 +48,7 @@ SELECT jsonb_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'name', c.r
        'unique', (SELECT count(*) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)), 'columns', coalesce(a.columns, '[]'))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
-  SELECT jsonb_agg(jsonb_build_object('name', attname, 'type', atttypid::bigint, 'mod', atttypmod) ORDER BY attnum) AS columns
+  SELECT jsonb_agg(jsonb_build_object('name', attname, 'type', atttypid::bigint, 'mod', atttypmod, 'full', attnotnull) ORDER BY attnum) AS columns
   FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = '') a
 WHERE c.oid = ANY($1::text::oid[])`
 
@@ -63,6 +63,7 @@ type found struct {
 		Name string `json:"name"`
 		Type uint32 `json:"type"`
 		Mod  int32  `json:"mod"`
+		Full bool   `json:"full"` // NOT NULL
 	} `json:"columns"`
 }
 
@@ -72,6 +73,16 @@ func (f found) shape(t *captured) *shape {
 		s.columns = append(s.columns, replication.RelationColumn{Name: c.Name, TypeOID: c.Type, TypeMod: c.Mod})
 	}
 	return s
+}
+
+// keyFull tells whether the key's columns are still NOT NULL: a log by key says by nulls what was done.
+func (f found) keyFull(t *captured) bool {
+	for _, c := range f.Columns {
+		if !c.Full && slices.ContainsFunc(t.log.Key, func(k column) bool { return k.Name == c.Name }) {
+			return false
+		}
+	}
+	return true
 }
 
 // describe gives the table the shape it has in the window's snapshot. What the log knows of it must still hold.
@@ -129,16 +140,53 @@ type statements struct {
 	all string
 }
 
-// windowOf is the log's part between the two snapshots as a subquery: what the transaction's own snapshot sees and the one before didn't. Both
-// conditions are served by the index on xid, however long a transaction among xip has been running.
-func windowOf(oid uint32, columns string) string {
+// inWindow are the conditions of the log's part between the two snapshots: what the transaction's own snapshot sees and the one before didn't. Both
+// are served by the index on xid, however long a transaction among xip has been running.
+var inWindow = []string{"xid >= $1::text::xid8", "xid = ANY ($2::text::xid8[])"}
+
+// windowOf is a selection from the log's part between the two snapshots as a subquery.
+func windowOf(oid uint32, columns, condition string) string {
 	var parts []string
 	for slot := range slots {
-		for _, condition := range []string{"xid >= $1::text::xid8", "xid = ANY ($2::text::xid8[])"} {
-			parts = append(parts, "SELECT "+columns+" FROM "+logTable(oid, slot)+" WHERE "+condition)
+		for _, in := range inWindow {
+			parts = append(parts, "SELECT "+columns+" FROM "+logTable(oid, slot)+" WHERE "+in+condition)
 		}
 	}
 	return strings.Join(parts, " UNION ALL ")
+}
+
+// exact are types of which equal values are the same to the byte, by an equality that is cheap.
+var exact = []string{"smallint", "integer", "bigint", "oid", "uuid", "date", "boolean"}
+
+// touched is the log's part between the two snapshots by key, as a subquery of n (1 for a key that came, -1 for one that went, 0 for one that
+// stayed), d (it went) and the key's columns.
+func (d described) touched(oid uint32) string {
+	var olds, news, same []string
+	var hasOld, hasNew, noOld []string
+	record := false
+	for i, c := range d.Key {
+		o, n := fmt.Sprintf("o%d", i), fmt.Sprintf("k%d", i)
+		hasOld, hasNew, noOld = append(hasOld, o+" IS NOT NULL"), append(hasNew, n+" IS NOT NULL"), append(noOld, o+" IS NULL")
+		same = append(same, o+" OPERATOR(pg_catalog.=) "+n)
+		record = record || (c.Builtin && !slices.Contains(exact, c.Type))
+		if !c.Builtin {
+			cast := "::" + c.Type
+			if c.Collation != "" {
+				o, n = "("+o+cast+") COLLATE "+c.Collation, "("+n+cast+") COLLATE "+c.Collation
+			} else {
+				o, n = o+cast, n+cast
+			}
+		}
+		olds, news = append(olds, o+" AS "+fmt.Sprintf("k%d", i)), append(news, n+" AS "+fmt.Sprintf("k%d", i))
+	}
+	stays := strings.Join(same, " AND ")
+	if record {
+		stays = "ROW(" + d.names("o") + ")::record OPERATOR(pg_catalog.*=) ROW(" + d.names("k") + ")::record"
+	}
+	// A row with neither key comes through, to be refused.
+	return windowOf(oid, "CASE WHEN "+stays+" THEN 0 ELSE 1 END AS n, false AS d, "+strings.Join(news, ", "),
+		" AND ("+strings.Join(hasNew, " OR ")+" OR "+strings.Join(noOld, " AND ")+")") + " UNION ALL " +
+		windowOf(oid, "-1, true, "+strings.Join(olds, ", "), " AND ("+strings.Join(hasOld, " OR ")+") AND ("+stays+") IS NOT TRUE")
 }
 
 // operatorName is the equality operator of a key column.
@@ -163,27 +211,18 @@ func makeStatements(t *captured, s *shape, byName map[string]int) statements {
 			cells = append(cells, fmt.Sprintf("r[%d]", i+1))
 		}
 		out.net = "SELECT n, " + strings.Join(cells, ", ") + " FROM (SELECT r, sum(CASE op WHEN 'I' THEN 1 ELSE -1 END)::int AS n FROM (" +
-			windowOf(t.oid, "op, r") + ") l GROUP BY r) w WHERE n <> 0 ORDER BY n" + version
+			windowOf(t.oid, "op, r", "") + ") l GROUP BY r) w WHERE n <> 0 ORDER BY n" + version
 		return out
 	}
-	var logged, keys, join []string
+	var keys, join []string
 	for i, c := range t.log.Key {
 		k := fmt.Sprintf("k%d", i)
-		if c.Builtin {
-			logged = append(logged, k)
-		} else {
-			as := k + "::" + c.Type
-			if c.Collation != "" {
-				as = "(" + as + ") COLLATE " + c.Collation
-			}
-			logged = append(logged, as+" AS "+k)
-		}
 		keys = append(keys, k)
 		join = append(join, "t."+replication.QuoteIdent(c.Name)+" "+c.operatorName()+" w."+k)
 	}
 	list := strings.Join(keys, ", ")
-	head := "WITH w AS MATERIALIZED (SELECT " + list + ", sum(CASE op WHEN 'I' THEN 1 WHEN 'D' THEN -1 ELSE 0 END)::int AS n, bool_or(op = 'D') AS d FROM (" +
-		windowOf(t.oid, "op, "+strings.Join(logged, ", ")) + ") l GROUP BY " + list + " ORDER BY " + list + ") SELECT w.n, w.d, t.ctid IS NOT NULL, w." + strings.Join(keys, ", w.")
+	head := "WITH w AS MATERIALIZED (SELECT " + list + ", sum(n)::int AS n, bool_or(d) AS d FROM (" +
+		t.log.touched(t.oid) + ") l GROUP BY " + list + " ORDER BY " + list + ") SELECT w.n, w.d, t.ctid IS NOT NULL, w." + strings.Join(keys, ", w.")
 	tail := " FROM w LEFT JOIN ONLY " + table + " t ON " + strings.Join(join, " AND ") + version
 	out.gone = head + tail
 	out.net = head + ", " + strings.Join(row, ", ") + tail
@@ -196,7 +235,7 @@ func probe(tables []*captured) string {
 	for _, t := range tables {
 		var exists []string
 		for slot := range slots {
-			for _, condition := range []string{"xid >= $1::text::xid8", "xid = ANY ($2::text::xid8[])"} {
+			for _, condition := range inWindow {
 				exists = append(exists, "EXISTS (SELECT FROM "+logTable(t.oid, slot)+" WHERE "+condition+")")
 			}
 		}

@@ -41,10 +41,14 @@ type reader struct {
 // probeChunk is how many tables one probing statement covers.
 const probeChunk = 50
 
-// busyPause is the least time between two windows: each costs the source a flush and a few milliseconds.
-const busyPause = 10 * time.Millisecond
+// busyPause is the least time between two windows, and windowShare the part of the time that they may take while there is much: each costs
+// the source a flush and a few milliseconds, and hot rows are read once a window.
+const (
+	busyPause   = 10 * time.Millisecond
+	windowShare = 10 // one part of so many
+)
 
-// run reads windows: while there is much, half of the time at most; with growing pauses while there is nothing.
+// run reads windows: while there is much, a tenth of the time (more where the pauses would get longer than an idle source's); with growing pauses while there is nothing.
 func (r *reader) run(ctx context.Context, out chan<- *replication.Batch) error {
 	pause := time.Duration(0)
 	timer := time.NewTimer(0)
@@ -65,7 +69,7 @@ func (r *reader) run(ctx context.Context, out chan<- *replication.Batch) error {
 			return err
 		}
 		if moved {
-			pause = min(max(time.Since(began), busyPause), 10*busyPause)
+			pause = min(max((windowShare-1)*time.Since(began), busyPause), r.s.o.IdleMax)
 		} else {
 			pause = min(max(2*pause, 2*time.Millisecond), r.s.o.IdleMax)
 		}
