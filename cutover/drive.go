@@ -142,6 +142,9 @@ func (c *Coordinator) each(ctx context.Context, s Step, p retry.Policy, f func(c
 		g.Go(func() error {
 			subject, what := fmt.Sprintf("pair %d", i), fmt.Sprintf("pair %s: %s", pair.Name(), s)
 			c.waiting.set(subject, what)
+			if w, ok := pair.(Waiter); ok {
+				c.waiting.explain(subject, w.Waiting)
+			}
 			defer c.waiting.clear(subject)
 			p := p
 			p.Notify = func(err error, attempt int, wait time.Duration) {

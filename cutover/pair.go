@@ -75,6 +75,11 @@ type Predictor interface {
 	PredictFreeze(ctx context.Context, reverse bool) (time.Duration, error)
 }
 
+// Waiter is implemented by a Pair that can tell what the step under way waits for; empty if there is nothing to add. It never blocks.
+type Waiter interface {
+	Waiting() string
+}
+
 // Journal keeps the latest Record of a migration. Records are JSON objects with a top-level integer "revision" that
 // grows with every save.
 type Journal interface {

@@ -22,6 +22,7 @@ type freeze struct {
 	fenced    bool
 	events    int64 // the feed's count at the fence
 	gaps      int64
+	calm      *tally // of an origin that can't be held but was found quiet
 }
 
 // Check is the preflight of a cutover; it changes nothing.
@@ -49,7 +50,7 @@ func (p *Pair) Check(ctx context.Context, reverse bool) []preflight.Finding {
 		add("redis-paused", preflight.Error, "", "the copying is paused", "run `replicator resume` first")
 	}
 	f.mu.Lock()
-	ready, gaps, info, emptied := f.reconciled && f.feed != nil, len(f.holds), f.originInfo, f.emptied
+	ready, gaps, emptied := f.reconciled && f.feed != nil, len(f.holds), f.emptied
 	f.mu.Unlock()
 	if emptied {
 		add("redis-origin-empty", preflight.Error, origin.name, "the "+origin.name+" came back without its data after a restart or failover", "restore it, or mirror the emptiness with: replicator resync --pair "+p.o.Name)
@@ -58,13 +59,12 @@ func (p *Pair) Check(ctx context.Context, reverse bool) []preflight.Finding {
 	} else if gaps > 0 {
 		add("redis-reconciling", preflight.Info, "", "both sides are being reconciled after a gap; the freeze waits for that", "")
 	}
-	if info.version != 0 && info.version < 60200 {
-		add("redis-pause-missing", preflight.Error, origin.name, "CLIENT PAUSE … WRITE needs Redis 6.2; the "+origin.name+" is "+info.version.String(), "upgrade the server, or stop all writers by a hook before the freeze")
-	}
-	// A pause of no length tells whether pausing is allowed and delays nobody.
-	if _, err := p.control(ctx, origin, command{"CLIENT", "PAUSE", "0", "WRITE"}); err != nil {
+	if held, err := p.holds(ctx, origin); err != nil {
 		_, x := problemOf(err, origin, "")
-		add(x.Code, preflight.Error, origin.name, x.Message, "the freeze needs CLIENT PAUSE on the "+origin.name+": "+x.Hint)
+		add(x.Code, preflight.Error, origin.name, x.Message, x.Hint)
+	} else if !held {
+		add("redis-pause", preflight.Warning, origin.name, "the "+origin.name+" can't hold writes (CLIENT PAUSE … WRITE): the freeze waits until nobody writes there",
+			"stop all writers by a hook at: before; the attempt gives up if they don't stop")
 	}
 	if _, err := p.control(ctx, p.side(!reverse), command{"PING"}); err != nil {
 		_, x := problemOf(err, p.side(!reverse), "")
@@ -114,7 +114,8 @@ func (p *Pair) flowFor(ctx context.Context, reverse bool) (*flow, error) {
 }
 
 // Freeze holds all writes on the origin until deadline (CLIENT PAUSE … WRITE). Reads go on. When the deadline passes, the server
-// lets the held writes run by itself. It acts at once: every write was executed before it or waits.
+// lets the held writes run by itself. It acts at once: every write was executed before it or waits. On an origin that can't hold writes it
+// returns once nobody has written for a while, and nothing is held: whoever writes later makes the attempt fail (see quiet.go).
 func (p *Pair) Freeze(ctx context.Context, reverse bool, deadline time.Time) error {
 	f, err := p.flowFor(ctx, reverse)
 	if err != nil {
@@ -128,6 +129,13 @@ func (p *Pair) Freeze(ctx context.Context, reverse bool, deadline time.Time) err
 		if err := p.markElsewhere(ctx); err != nil {
 			return err
 		}
+	}
+	held, err := p.holds(ctx, origin)
+	if err != nil {
+		return err
+	}
+	if !held {
+		return p.freezeQuietly(ctx, f, deadline)
 	}
 	runID, err := p.pause(ctx, origin, time.Until(deadline))
 	if err != nil {
@@ -148,8 +156,14 @@ func (p *Pair) Renew(ctx context.Context, reverse bool, deadline time.Time) erro
 	p.mu.Lock()
 	fz := p.frozen
 	p.mu.Unlock()
+	if fz == nil && p.Waiting() != "" {
+		return nil // Freeze waits for writers to stop; there is nothing to renew yet
+	}
 	if fz == nil || fz.reverse != reverse {
 		return p.Freeze(ctx, reverse, deadline)
+	}
+	if fz.calm != nil {
+		return p.renewQuietly(ctx, fz, deadline)
 	}
 	if err := p.unbroken(fz); err != nil {
 		return err
@@ -221,6 +235,12 @@ func (p *Pair) Drain(ctx context.Context, reverse bool) error {
 		}
 		if f.queue.state().first == 0 {
 			return nil
+		}
+		p.mu.Lock()
+		quiet := p.frozen != nil && p.frozen.calm != nil
+		p.mu.Unlock()
+		if quiet && p.pendingSame(ctx, f) == nil {
+			return nil // keys that expire make events; they expire there as well
 		}
 		f.gate.open(shutDrained) // something was marked between the two: the fence's own recopy of streams, or a reconcile
 	}
@@ -302,8 +322,15 @@ func (p *Pair) Seal(ctx context.Context, reverse bool) error {
 	fz, f := p.frozen, p.active
 	p.mu.Unlock()
 	known := fz != nil && fz.reverse == reverse && !fz.permanent && f != nil && f.reverse == reverse
-	if known {
+	switch {
+	case known && fz.calm != nil:
+		return p.sealQuietly(ctx, f, fz)
+	case known:
 		if err := p.unbroken(fz); err != nil {
+			return err
+		}
+	default:
+		if held, err := p.holds(ctx, origin); err != nil || !held {
 			return err
 		}
 	}
@@ -342,8 +369,7 @@ func (p *Pair) untouched(ctx context.Context, fz *freeze, f *flow, runID string)
 
 // Open lets the destination take writes. It always does, unless a pause of an earlier attempt still holds there.
 func (p *Pair) Open(ctx context.Context, reverse bool) error {
-	_, err := p.control(ctx, p.side(!reverse), command{"CLIENT", "UNPAUSE"})
-	return err
+	return p.unpause(ctx, p.side(!reverse))
 }
 
 // Retire ends the application's connections to the origin, held writes and all, together with the pause, and lets the way back
@@ -404,7 +430,7 @@ func (p *Pair) turn(ctx context.Context, f, o *flow, reverse bool) error {
 
 // Thaw lets the origin's writes run again and goes on as before the attempt. It may be repeated, and in any state before the switch.
 func (p *Pair) Thaw(ctx context.Context, reverse bool) error {
-	_, err := p.control(ctx, p.side(reverse), command{"CLIENT", "UNPAUSE"})
+	err := p.unpause(ctx, p.side(reverse))
 	p.mu.Lock()
 	f, o := p.active, p.opposite
 	if f != nil && f.reverse != reverse {

@@ -81,6 +81,14 @@ func runCounters(t *testing.T, srv *redistest.Server, n int) *counters {
 		c.wg.Go(func() {
 			for {
 				srv := c.side.Load()
+				if srv == nil { // stopped for a while
+					select {
+					case <-c.stop:
+						return
+					case <-time.After(5 * time.Millisecond):
+						continue
+					}
+				}
 				e, _ := parseEndpoint(srv.URL(), TLS{})
 				s := &session{endpoint: e, name: "app"}
 				for c.side.Load() == srv {

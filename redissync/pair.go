@@ -45,6 +45,7 @@ type Pair struct {
 	frozen   *freeze
 	turned   *bool // the direction into which a cutover in this process has turned the pair
 	problems map[string]shown
+	waiting  string // what a step of a cutover waits for
 
 	controlMu sync.Mutex
 	controls  map[string]*session

@@ -38,5 +38,11 @@ func (p *Pair) PredictFreeze(ctx context.Context, reverse bool) (time.Duration, 
 	if r.Mismatches > 0 {
 		return 0, fmt.Errorf("%d keys differ, such as %s", r.Mismatches, r.Differences[0])
 	}
-	return 2*trip + r.Elapsed, nil
+	took := 2*trip + r.Elapsed
+	if held, err := p.holds(ctx, p.side(reverse)); err != nil {
+		return 0, err
+	} else if !held {
+		took += quietFor // to prove that nobody writes
+	}
+	return took, nil
 }

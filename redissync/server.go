@@ -230,6 +230,8 @@ func judgeOffset(ahead, exact time.Duration) (offset, slack time.Duration) {
 // clientInfo is one line of CLIENT LIST.
 type clientInfo struct {
 	id, name, flags string
+	addr, cmd       string
+	idle            int // seconds
 }
 
 // doer runs one command; a link or a session.
@@ -249,7 +251,9 @@ func parseClients(text string) []clientInfo {
 	var out []clientInfo
 	for line := range strings.Lines(text) {
 		line = " " + strings.TrimSpace(line) + " "
-		out = append(out, clientInfo{id: between(line, " id=", " "), name: between(line, " name=", " "), flags: between(line, " flags=", " ")})
+		idle, _ := strconv.Atoi(between(line, " idle=", " "))
+		out = append(out, clientInfo{id: between(line, " id=", " "), name: between(line, " name=", " "), flags: between(line, " flags=", " "),
+			addr: between(line, " addr=", " "), cmd: between(line, " cmd=", " "), idle: idle})
 	}
 	return out
 }

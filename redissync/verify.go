@@ -69,26 +69,12 @@ func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
 	case <-ctx.Done():
 		return Report{}, ctx.Err()
 	}
-	v := &verifier{
-		f:           f,
-		origin:      &session{endpoint: f.origin.endpoint, name: p.o.connectionName(f.role("verify"))},
-		destination: &session{endpoint: f.destination.endpoint, name: p.o.connectionName(f.role("verify"))},
-	}
-	defer v.origin.close()
-	defer v.destination.close()
-	v.origin.admit, v.destination.admit = unnoticed(), unnoticed()
-	if _, _, err := f.facts(ctx); err != nil { // the clocks are known
+	v, done, err := p.newVerifier(ctx, f)
+	if err != nil {
 		return Report{}, err
 	}
-	var err error
-	if v.originInfo, err = readInfo(ctx, v.origin, "server", "keyspace"); err != nil {
-		return Report{}, fmt.Errorf("verify: %w", err)
-	}
-	if v.destInfo, err = readInfo(ctx, v.destination, "server", "keyspace"); err != nil {
-		return Report{}, fmt.Errorf("verify: %w", err)
-	}
+	defer done()
 	f.mu.Lock()
-	v.offset = f.offset
 	gaps := f.gaps.Load()
 	var touched []keyID
 	if !f.verifiedFull {
@@ -132,6 +118,35 @@ func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
 	}
 	p.o.Metrics.VerifyMismatches(len(suspects))
 	return r, nil
+}
+
+// newVerifier opens what a comparison needs; the function that it returns closes that.
+func (p *Pair) newVerifier(ctx context.Context, f *flow) (*verifier, func(), error) {
+	v := &verifier{
+		f:           f,
+		origin:      &session{endpoint: f.origin.endpoint, name: p.o.connectionName(f.role("verify"))},
+		destination: &session{endpoint: f.destination.endpoint, name: p.o.connectionName(f.role("verify"))},
+	}
+	done := func() {
+		v.origin.close()
+		v.destination.close()
+	}
+	v.origin.admit, v.destination.admit = unnoticed(), unnoticed()
+	_, _, err := f.facts(ctx) // the clocks are known
+	if err == nil {
+		v.originInfo, err = readInfo(ctx, v.origin, "server", "keyspace")
+	}
+	if err == nil {
+		v.destInfo, err = readInfo(ctx, v.destination, "server", "keyspace")
+	}
+	if err != nil {
+		done()
+		return nil, nil, fmt.Errorf("verify: %w", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	v.offset = f.offset
+	return v, done, nil
 }
 
 // unnoticed is for sessions that only read.

@@ -180,6 +180,16 @@ type uncheckedPair struct{ cutover.Pair }
 // Verify finds nothing.
 func (uncheckedPair) Verify(context.Context, bool) (int, error) { return 0, nil }
 
+// Waiting is the pair's own.
+func (p uncheckedPair) Waiting() string { return waitingOf(p.Pair) }
+
+func waitingOf(p cutover.Pair) string {
+	if w, ok := p.(cutover.Waiter); ok {
+		return w.Waiting()
+	}
+	return ""
+}
+
 // calmPair is compared before the freeze, while the application writes, and not in it.
 type calmPair struct {
 	cutover.Pair
@@ -203,6 +213,9 @@ func (p calmPair) Prepare(ctx context.Context, reverse bool) error {
 	}
 	return nil
 }
+
+// Waiting is the pair's own.
+func (p calmPair) Waiting() string { return waitingOf(p.Pair) }
 
 // Verify was done in Prepare.
 func (calmPair) Verify(context.Context, bool) (int, error) { return 0, nil }
