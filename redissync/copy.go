@@ -13,7 +13,7 @@ import (
 // Bounds of one exchange: the memory of payloads in flight, and what counts as costly to copy.
 const (
 	batchKeys  = 512
-	batchBytes = 8 << 20
+	batchBytes = 1 << 20
 	costly     = 64 << 10
 )
 
@@ -119,8 +119,35 @@ const (
 	readBytes = 256 << 10
 )
 
-// dumpInto reads keys in transactions of a few, so that each one's value and expiry belong together.
+// dumpInto reads values and expiries. From Redis 7.0 on, both come one after the other without a transaction: whatever changes the key
+// between the two is an event, which has it copied again.
 func dumpInto(ctx context.Context, s *session, v version, db int, keys []string, got []content) error {
+	if v < 70000 {
+		return dumpTimed(ctx, s, v, db, keys, got)
+	}
+	args := make([]string, 0, 4*len(keys))
+	cmds := make([]command, 0, 2*len(keys))
+	units := make([]unit, len(keys))
+	for i, k := range keys {
+		args = append(args, "PEXPIRETIME", k, "DUMP", k)
+		cmds = append(cmds, args[4*i:4*i+2:4*i+2], args[4*i+2:4*i+4:4*i+4])
+		units[i] = unit{k, cmds[2*i : 2*i+2]}
+	}
+	replies, err := s.exec(ctx, db, units)
+	if err != nil {
+		return err
+	}
+	for i, r := range replies {
+		if err := contentsOf(r, v, keys[i:i+1], got[i:i+1]); err != nil {
+			return fmt.Errorf("read database %d: %w", db, err)
+		}
+	}
+	return nil
+}
+
+// dumpTimed reads keys in transactions of a few: before 7.0, an expiry is told relative to the server's clock, which must be of the same
+// instant.
+func dumpTimed(ctx context.Context, s *session, v version, db int, keys []string, got []content) error {
 	var units []unit
 	var first []int // the key with which each transaction begins
 	y, err := s.layout(ctx)
@@ -158,7 +185,7 @@ func dumpInto(ctx context.Context, s *session, v version, db int, keys []string,
 		}
 		err := contentsOf(r[len(r)-1].items, v, keys[first[i]:to], got[first[i]:to])
 		if errors.Is(err, errHeldUp) {
-			err = dumpInto(ctx, s, v, db, keys[first[i]:to], got[first[i]:to])
+			err = dumpTimed(ctx, s, v, db, keys[first[i]:to], got[first[i]:to])
 		}
 		if err != nil {
 			return fmt.Errorf("read database %d: %w", db, err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"unsafe"
 )
 
 // The first bytes of RESP2 and RESP3 replies (Redis documentation, "Redis serialization protocol specification").
@@ -104,7 +105,9 @@ func (r *reader) readDepth(depth int) (value, error) {
 	v := value{kind: line[0]}
 	body := line[1:]
 	switch v.kind {
-	case kindSimple, kindError, kindDouble, kindBigInt:
+	case kindSimple:
+		v.str = simple(body)
+	case kindError, kindDouble, kindBigInt:
 		v.str = string(body)
 	case kindInt:
 		if v.num, err = strconv.ParseInt(string(body), 10, 64); err != nil {
@@ -190,7 +193,33 @@ func (r *reader) line() ([]byte, error) {
 	return line[:len(line)-2], nil
 }
 
+// simple returns a status reply; those of nearly every command take no memory of their own.
+func simple(body []byte) string {
+	switch string(body) {
+	case "OK":
+		return "OK"
+	case "QUEUED":
+		return "QUEUED"
+	}
+	return string(body)
+}
+
 func (r *reader) bulk(n int) (string, error) {
+	if n+2 <= r.r.Size() { // nearly every reply: one copy out of the buffer
+		b, err := r.r.Peek(n + 2)
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return "", err
+		}
+		if b[n] != '\r' || b[n+1] != '\n' {
+			return "", errors.New("read reply: bulk string without its end")
+		}
+		s := string(b[:n])
+		_, err = r.r.Discard(n + 2)
+		return s, err
+	}
 	buf := make([]byte, 0, min(n+2, growStep))
 	for len(buf) < n+2 {
 		step := min(n+2-len(buf), max(growStep, len(buf)))
@@ -211,7 +240,7 @@ func (r *reader) bulk(n int) (string, error) {
 	if buf[n] != '\r' || buf[n+1] != '\n' {
 		return "", errors.New("read reply: bulk string without its end")
 	}
-	return string(buf[:n]), nil
+	return unsafe.String(unsafe.SliceData(buf), n), nil // nobody else has the buffer
 }
 
 func length(body []byte, limit int64) (int, error) {
