@@ -3,120 +3,24 @@ package redissync
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
-// bigBytes is the size in memory from which a key is carried over in pieces: DUMP and RESTORE of a whole hold both servers up.
-const bigBytes = 16 << 20
-
-// pieceBytes is about what one command of a piecewise copy moves.
-const pieceBytes = 1 << 20
+// bigBytes is the size in memory from which a key is carried over in pieces: DUMP and RESTORE of a whole hold both servers up, and the
+// reply lies in the server's memory until it is read.
+const bigBytes = 2 << 20
 
 func (o Options) bigBytes() int64 {
 	if o.BigBytes > 0 {
 		return o.BigBytes
 	}
 	return bigBytes
-}
-
-// pieces describes how values of a type are read and written piece by piece.
-type pieces struct {
-	length command // how many elements
-	scan   string  // the cursor command, for types without order
-	span   string  // the command that takes first and last index, for types with one
-	write  string
-	pairs  bool // an element is two arguments
-}
-
-func piecesOf(kind, key string) (pieces, bool) {
-	switch kind {
-	case "string":
-		return pieces{length: command{"STRLEN", key}, span: "GETRANGE", write: "APPEND"}, true
-	case "list":
-		return pieces{length: command{"LLEN", key}, span: "LRANGE", write: "RPUSH"}, true
-	case "set":
-		return pieces{length: command{"SCARD", key}, scan: "SSCAN", write: "SADD"}, true
-	case "hash":
-		return pieces{length: command{"HLEN", key}, scan: "HSCAN", write: "HSET", pairs: true}, true
-	case "zset":
-		return pieces{length: command{"ZCARD", key}, span: "ZRANGE", write: "ZADD", pairs: true}, true
-	}
-	return pieces{}, false
-}
-
-// each hands a value's elements to f piece by piece, as arguments of the writing command; while the value changes, some may be
-// missing or come twice.
-func (p pieces) each(ctx context.Context, s *session, db int, key, kind string, size int64, f func(args []string) error) error {
-	ask := func(args ...string) (value, error) {
-		r, err := s.exec(ctx, db, []unit{{key, []command{args}}})
-		if err != nil {
-			return value{}, err
-		}
-		if err := r[0][0].err(); err != nil {
-			return value{}, fmt.Errorf("%s %s: %w: %w", args[0], show(key), errMoved, err)
-		}
-		return r[0][0], nil
-	}
-	n, err := ask(p.length...)
-	if err != nil {
-		return err
-	}
-	count := max(1, min(1000, pieceBytes*n.num/max(size, 1)))
-	if kind == "string" {
-		count = pieceBytes
-	}
-	give := func(v value) error {
-		args := v.strings()
-		if kind == "string" {
-			args = []string{v.str}
-		}
-		if kind == "zset" {
-			for i := 0; i+1 < len(args); i += 2 {
-				args[i], args[i+1] = args[i+1], args[i]
-			}
-		}
-		if len(args) == 0 {
-			return nil
-		}
-		return f(args)
-	}
-	if p.scan != "" {
-		for cursor := "0"; ; {
-			v, err := ask(p.scan, key, cursor, "COUNT", strconv.FormatInt(count, 10))
-			if err != nil {
-				return err
-			}
-			if len(v.items) != 2 {
-				return fmt.Errorf("%s %s: unexpected reply", p.scan, show(key))
-			}
-			if err := give(v.items[1]); err != nil {
-				return err
-			}
-			if cursor = v.items[0].str; cursor == "0" {
-				return nil
-			}
-		}
-	}
-	for at := int64(0); at < n.num; at += count {
-		cmd := command{p.span, key, strconv.FormatInt(at, 10), strconv.FormatInt(at+count-1, 10)}
-		if kind == "zset" {
-			cmd = append(cmd, "WITHSCORES")
-		}
-		v, err := ask(cmd...)
-		if err != nil {
-			return err
-		}
-		if err := give(v); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // standing is a key's type and expiry.
@@ -151,74 +55,364 @@ func stand(ctx context.Context, s *session, v version, db int, key string) (stan
 	}
 }
 
-// copyBig carries a key over in pieces: into a key of our own, which then takes the place of the destination's. If the key changes
-// meanwhile, the event has marked it again, and the copy after the last change is exact. It tells whether it did anything: some
-// types can't be taken apart.
+// each hands a value's pieces to f while the next one is being read. If f is enough, the rest isn't read.
+func (b *bigValue) each(ctx context.Context, f func(p piece) (enough bool, err error)) error {
+	pieces, stop := make(chan piece, 1), make(chan struct{})
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer close(pieces)
+		for cursor := "0"; ; {
+			p, err := b.read(ctx, cursor)
+			if err != nil {
+				return err
+			}
+			select {
+			case pieces <- p:
+			case <-stop:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			if cursor = p.next; cursor == "0" {
+				return nil
+			}
+		}
+	})
+	g.Go(func() error {
+		for p := range pieces {
+			enough, err := f(p)
+			if err != nil {
+				return err
+			}
+			if enough {
+				close(stop)
+				return nil
+			}
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// bigCopy carries one big key over.
+type bigCopy struct {
+	f           *flow
+	from        *bigValue
+	destination *session
+	there       version
+	id          keyID
+	offset      time.Duration
+	before      standing
+}
+
+// copyBig carries a key over in pieces. One that the destination has already is made equal element by element; any other grows in a key
+// of our own, which then takes its place. If the key changes meanwhile, the event has marked it again, and the pass after the last change is
+// exact. It tells whether it did anything: some types can't be taken apart.
 func (f *flow) copyBig(ctx context.Context, origin, destination *session, v version, id keyID, size int64, offset time.Duration) (bool, error) {
 	before, err := stand(ctx, origin, v, id.db, id.key)
 	if err != nil {
 		return false, err
 	}
-	p, ok := piecesOf(before.kind, id.key)
-	if !ok || before.kind == "hash" && f.fieldExpiry() { // fields may have expiries of their own, which HSCAN doesn't tell
+	if !divisible(before.kind) {
 		return false, nil
 	}
-	temporary := f.pair.o.temporaryKey(id.key)
 	if err := destination.enter(ctx, id.db); err != nil {
 		return false, err
 	}
-	run := func(cmds ...command) error {
-		f.count(cmds)
-		r, err := destination.exec(ctx, id.db, []unit{{temporary, cmds}})
-		if err != nil {
+	f.mu.Lock()
+	there := f.destSeen.version
+	f.mu.Unlock()
+	f.noteLarge(id)
+	c := &bigCopy{f: f, destination: destination, there: there, id: id, offset: offset, before: before}
+	if c.from, err = openBig(ctx, origin, id.db, id.key, before.kind, size); err == nil {
+		err = c.run(ctx, v)
+	}
+	if errors.Is(err, errMoved) {
+		return true, nil // marked again already
+	}
+	return err == nil, err
+}
+
+func (c *bigCopy) run(ctx context.Context, v version) error {
+	have, err := stand(ctx, c.destination, c.there, c.id.db, c.id.key)
+	if err != nil {
+		return err
+	}
+	done := false
+	if have.kind == c.before.kind && c.from.patchable() {
+		if done, err = c.patch(ctx); err != nil {
 			return err
 		}
-		for i, v := range r[0] {
-			if err := v.err(); err != nil {
-				return fmt.Errorf("%s: %w", cmds[i][0], err)
-			}
+	}
+	if !done {
+		if err := c.replace(ctx); err != nil {
+			return err
 		}
+	}
+	after, err := stand(ctx, c.from.s, v, c.id.db, c.id.key)
+	if err != nil {
+		return err
+	}
+	if after.kind == "none" { // gone: an expiry under a freeze is no event
+		return c.do(ctx, command{"UNLINK", c.id.key})
+	}
+	if after.kind != c.before.kind {
+		return errMoved
+	}
+	if after.expires != c.before.expires || c.before.expires != 0 {
+		if err := c.do(ctx, c.expire(c.id.key, after.expires)); err != nil {
+			return err
+		}
+	}
+	return c.settle(ctx)
+}
+
+// settle has the key copied again if the destination lost some of it meanwhile, by eviction or a restart. Fields that have expired
+// may still be counted on one side.
+func (c *bigCopy) settle(ctx context.Context) error {
+	if c.from.expiry {
 		return nil
 	}
-	if err := run(command{"UNLINK", temporary}); err != nil {
-		return false, err
+	to := &bigValue{s: c.destination, db: c.id.db, key: c.id.key, kind: c.from.kind}
+	here, err := c.from.length(ctx)
+	if err != nil {
+		return err
 	}
-	err = p.each(ctx, origin, id.db, id.key, before.kind, size, func(args []string) error {
-		return run(append(command{p.write, temporary}, args...))
+	there, err := to.length(ctx)
+	if err != nil && !errors.Is(err, errMoved) {
+		return err
+	}
+	if here != there {
+		c.f.queue.mark(c.id)
+	}
+	return nil
+}
+
+// do runs commands on the destination and expects each to succeed.
+func (c *bigCopy) do(ctx context.Context, cmds ...command) error {
+	c.f.count(cmds)
+	r, err := c.destination.exec(ctx, c.id.db, []unit{{cmds[0][1], cmds}})
+	if err != nil {
+		return err
+	}
+	for i, v := range r[0] {
+		if err := v.err(); err != nil {
+			if cmds[i][0] == "HPEXPIREAT" && unknownCommand(err) {
+				n, _ := strconv.Atoi(cmds[i][4])
+				return errFieldsImmortal(n)
+			}
+			return fmt.Errorf("%s: %w", cmds[i][0], err)
+		}
+	}
+	return nil
+}
+
+// here turns an instant by the origin's clock into the destination's.
+func (c *bigCopy) here(expires int64) int64 { return expiryThere(content{expires: expires}, c.offset) }
+
+func (c *bigCopy) expire(key string, expires int64) command {
+	if expires == 0 {
+		return command{"PERSIST", key}
+	}
+	return command{"PEXPIREAT", key, strconv.FormatInt(c.here(expires), 10)}
+}
+
+// replace writes the whole value into a key of our own, which then takes the place of the destination's. RENAME over a big value would
+// free it at once, and hold the server up with that (redis.conf, lazyfree-lazy-server-del): UNLINK first.
+func (c *bigCopy) replace(ctx context.Context) error {
+	temporary := c.f.pair.o.temporaryKey(c.id.key)
+	if err := c.do(ctx, command{"UNLINK", temporary}); err != nil {
+		return err
+	}
+	err := c.from.each(ctx, func(p piece) (bool, error) {
+		if len(p.elements) == 0 {
+			return false, nil
+		}
+		return false, c.do(ctx, c.from.write(temporary, p.at, p.elements, c.here)...)
 	})
-	if errors.Is(err, errMoved) {
-		return true, run(command{"UNLINK", temporary})
-	}
 	if err != nil {
+		if errors.Is(err, errMoved) {
+			return errors.Join(err, c.do(ctx, command{"UNLINK", temporary}))
+		}
+		return err
+	}
+	cmds := []command{c.expire(temporary, c.before.expires), {"UNLINK", c.id.key}, {"RENAME", temporary, c.id.key}}
+	c.f.count(cmds)
+	cmds = append(append([]command{{"MULTI"}}, cmds...), command{"EXEC"})
+	r, err := c.destination.exec(ctx, c.id.db, []unit{{temporary, cmds}})
+	if err != nil {
+		return err
+	}
+	done := r[0][len(cmds)-1]
+	if err := done.err(); err != nil {
+		return fmt.Errorf("put %s in its place: %w", show(c.id.key), err)
+	}
+	// RENAME finds nothing if it was emptied, or has expired, while it was being copied; the key itself is gone then, as it should be.
+	return nil
+}
+
+// patch makes the destination's value equal element by element. It tells whether that was possible.
+func (c *bigCopy) patch(ctx context.Context) (bool, error) {
+	to := &bigValue{s: c.destination, db: c.id.db, key: c.id.key, kind: c.from.kind, count: c.from.count, timed: c.from.timed}
+	// First the expiry, or it might pass in the midst.
+	if err := c.do(ctx, c.expire(c.id.key, c.before.expires)); err != nil {
 		return false, err
 	}
-	after, err := stand(ctx, origin, v, id.db, id.key)
-	if err != nil {
-		return false, err
-	}
-	if after.kind != before.kind {
-		if err := run(command{"UNLINK", temporary}); err != nil {
+	err := c.from.each(ctx, func(p piece) (bool, error) {
+		same, err := to.same(ctx, p, c.here, func(a, b int64) bool { return a == b })
+		if err != nil {
 			return false, err
 		}
-		if after.kind == "none" { // gone: an expiry under a freeze is no event
-			return true, run(command{"UNLINK", id.key})
+		var lacking []element
+		for i, e := range p.elements {
+			if !same[i] {
+				lacking = append(lacking, e)
+			}
 		}
-		return true, nil
+		if len(lacking) == 0 {
+			return false, nil
+		}
+		return false, c.do(ctx, c.from.write(c.id.key, p.at, lacking, c.here)...)
+	})
+	if errors.Is(err, errMoved) { // the destination's type may have changed as well
+		return false, nil
 	}
-	last := command{"PERSIST", temporary}
-	if e := expiryThere(content{expires: after.expires}, offset); e != 0 {
-		last = command{"PEXPIREAT", temporary, strconv.FormatInt(e, 10)}
-	}
-	f.count([]command{last, {"RENAME", temporary, id.key}})
-	r, err := destination.exec(ctx, id.db, []unit{{temporary, []command{{"MULTI"}, last, {"RENAME", temporary, id.key}, {"EXEC"}}}})
 	if err != nil {
 		return false, err
 	}
-	if renamed := r[0][3]; renamed.err() != nil || len(renamed.items) != 2 || renamed.items[1].err() != nil {
-		// It was emptied or has expired while it was being copied, so the temporary key isn't there.
-		return true, run(command{"UNLINK", id.key})
+	extra, err := surplus(ctx, c.from, to, func(extra []element) (bool, error) {
+		return false, c.do(ctx, c.from.remove(c.id.key, extra))
+	})
+	return !extra || c.from.kind != "string", err
+}
+
+// surplus hands to f what the destination's value has and the origin's doesn't, piece by piece, if there can be anything at all; it tells
+// whether there was. Of types with an order by place it only compares the lengths.
+func surplus(ctx context.Context, from, to *bigValue, f func(extra []element) (enough bool, err error)) (bool, error) {
+	here, err := from.length(ctx)
+	if err != nil {
+		return false, err
 	}
-	return true, nil
+	there, err := to.length(ctx)
+	if err != nil {
+		return false, err
+	}
+	// Expired fields may still be counted, so that equal lengths prove nothing.
+	if here == there && !from.expiry && !to.expiry || there == 0 {
+		return false, nil
+	}
+	if from.kind == "string" || from.kind == "list" {
+		return there > here, nil
+	}
+	found := false
+	for cursor := "0"; ; {
+		p, err := to.read(ctx, cursor)
+		if err != nil {
+			return found, err
+		}
+		extra, err := absentees(ctx, from, p)
+		if err != nil {
+			return found, err
+		}
+		if len(extra) > 0 {
+			found = true
+			if enough, err := f(extra); enough || err != nil {
+				return found, err
+			}
+		}
+		if cursor = p.next; cursor == "0" {
+			return found, nil
+		}
+		if to.kind == "zset" { // those that follow have moved up
+			cursor = strconv.FormatInt(p.at+to.count-int64(len(extra)), 10)
+		}
+	}
+}
+
+// absentees returns those elements of a destination's piece that the origin doesn't have, whatever their values.
+func absentees(ctx context.Context, from *bigValue, p piece) ([]element, error) {
+	if len(p.elements) == 0 {
+		return nil, nil
+	}
+	v, err := from.lookup(ctx, p.elements)
+	if err != nil {
+		return nil, err
+	}
+	var out []element
+	for i, e := range p.elements {
+		if v[i].null || from.kind == "set" && v[i].num == 0 {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+// sameBig compares a big key's value and expiry piece by piece and says how it differs; ok is false if its type can't be taken apart.
+func sameBig(ctx context.Context, origin, destination *session, here, there serverInfo, db int, key string, size int64, offset, tolerance time.Duration) (kind string, ok bool, err error) {
+	a, err := stand(ctx, origin, here.version, db, key)
+	if err != nil {
+		return "", false, err
+	}
+	b, err := stand(ctx, destination, there.version, db, key)
+	if err != nil {
+		return "", false, err
+	}
+	switch {
+	case a.kind == "none" && b.kind == "none":
+		return "", true, nil
+	case a.kind == "none":
+		return "extra", true, nil
+	case b.kind == "none":
+		return "missing", true, nil
+	case a.kind != b.kind:
+		return "different", true, nil
+	case !divisible(a.kind):
+		return "", false, nil
+	}
+	from, err := openBig(ctx, origin, db, key, a.kind, size)
+	if err == nil {
+		var same bool
+		if same, err = sameValue(ctx, from, &bigValue{s: destination, db: db, key: key, kind: a.kind, count: from.count, timed: from.timed}, offset, tolerance); err == nil && !same {
+			kind = "different"
+		}
+	}
+	switch {
+	case errors.Is(err, errMoved):
+		return "different", true, nil
+	case err != nil:
+		return "", true, err
+	case kind == "" && !near(expiryThere(content{expires: a.expires}, offset), b.expires, tolerance):
+		kind = "expiry"
+	}
+	return kind, true, nil
+}
+
+func sameValue(ctx context.Context, from, to *bigValue, offset, tolerance time.Duration) (bool, error) {
+	there := func(e int64) int64 { return expiryThere(content{expires: e}, offset) }
+	same := true
+	err := from.each(ctx, func(p piece) (bool, error) {
+		elements, err := to.same(ctx, p, there, func(a, b int64) bool { return near(a, b, tolerance) })
+		for _, ok := range elements {
+			same = same && ok
+		}
+		return !same, err
+	})
+	if err != nil || !same {
+		return false, err
+	}
+	here, err := from.length(ctx)
+	if err != nil {
+		return false, err
+	}
+	n, err := to.length(ctx)
+	if err != nil {
+		return false, err
+	}
+	if here != n && !from.expiry && !to.expiry {
+		return false, nil
+	}
+	extra, err := surplus(ctx, from, to, func([]element) (bool, error) { return true, nil })
+	return !extra, err
 }
 
 // temporaryKey is where a big value grows. It is in the key's slot, whatever that is.
@@ -243,88 +437,21 @@ func (f *flow) count(cmds []command) {
 	}
 }
 
-// digestBig is decode for keys that are too big to be read as a whole. It tells whether the type could be taken apart.
-func digestBig(ctx context.Context, s *session, db int, key, kind string, size int64) (string, bool, error) {
-	p, ok := piecesOf(kind, key)
-	if !ok {
-		return "", false, nil
-	}
-	h := sha256.New()
-	var a, b, n uint64
-	seen := map[[16]byte]struct{}{} // a cursor may give an element twice
-	err := p.each(ctx, s, db, key, kind, size, func(args []string) error {
-		if p.scan == "" {
-			for i, x := range args {
-				if kind == "zset" && i%2 == 0 {
-					score, err := strconv.ParseFloat(x, 64)
-					if err != nil {
-						return fmt.Errorf("ZRANGE %s: score %q", show(key), x)
-					}
-					x = strconv.FormatUint(math.Float64bits(score), 16)
-				}
-				if kind != "string" { // a string's pieces may be cut elsewhere
-					fmt.Fprintf(h, "%d:", len(x))
-				}
-				h.Write([]byte(x))
-			}
-			return nil
-		}
-		step := 1
-		if p.pairs {
-			step = 2
-		}
-		for i := 0; i+step <= len(args); i += step {
-			e := fmt.Sprintf("%d:%s", len(args[i]), strings.Join(args[i:i+step], ""))
-			sum := sha256.Sum256([]byte(e))
-			if _, ok := seen[[16]byte(sum[:16])]; ok {
-				continue
-			}
-			seen[[16]byte(sum[:16])] = struct{}{}
-			a += binary.LittleEndian.Uint64(sum[:8])
-			b += binary.LittleEndian.Uint64(sum[8:16])
-			n++
-		}
-		return nil
-	})
-	if err != nil {
-		return "", true, err
-	}
-	fmt.Fprintf(h, "%s %d %d %d", kind, a, b, n)
-	return string(h.Sum(nil)), true, nil
+// noteLarge remembers that the destination may hold a big value under a key: RESTORE over it would free it at once.
+func (f *flow) noteLarge(id keyID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.large[id] = struct{}{}
 }
 
-// sameBig compares a big key's value and expiry piece by piece and says how it differs; ok is false if its type can't be taken apart.
-func sameBig(ctx context.Context, origin, destination *session, here, there serverInfo, db int, key string, size int64, offset, tolerance time.Duration) (kind string, ok bool, err error) {
-	a, err := stand(ctx, origin, here.version, db, key)
-	if err != nil {
-		return "", false, err
+// overLarge tells the contents which of them are to be written over big values.
+func (f *flow) overLarge(db int, keys []string, got []content) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.large) == 0 {
+		return
 	}
-	b, err := stand(ctx, destination, there.version, db, key)
-	if err != nil {
-		return "", false, err
+	for i, k := range keys {
+		_, got[i].overLarge = f.large[keyID{db, k}]
 	}
-	if _, can := piecesOf(a.kind, key); !can || a.kind == "hash" && here.fieldExpiry() {
-		return "", false, nil
-	}
-	switch {
-	case b.kind == "none":
-		return "missing", true, nil
-	case a.kind != b.kind:
-		return "different", true, nil
-	}
-	x, _, err := digestBig(ctx, origin, db, key, a.kind, size)
-	if err != nil && !errors.Is(err, errMoved) {
-		return "", true, err
-	}
-	y, _, errB := digestBig(ctx, destination, db, key, b.kind, size)
-	if errB != nil && !errors.Is(errB, errMoved) {
-		return "", true, errB
-	}
-	switch {
-	case err != nil || errB != nil || x != y:
-		return "different", true, nil
-	case !near(expiryThere(content{expires: a.expires}, offset), b.expires, tolerance):
-		return "expiry", true, nil
-	}
-	return "", true, nil
 }

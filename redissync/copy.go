@@ -22,6 +22,8 @@ type content struct {
 	payload string // DUMP's form; empty: the key doesn't exist
 	expires int64  // milliseconds since 1970 by the server's clock; 0: never
 	size    int64  // the server's own estimate in memory
+	// overLarge is set where the destination holds a big value under the key.
+	overLarge bool
 }
 
 func (c content) absent() bool { return c.payload == "" }
@@ -111,6 +113,26 @@ func fetchWhole(ctx context.Context, s *session, v version, db int, keys []strin
 		from = to
 	}
 	return nil
+}
+
+// fetchBoth reads keys of one database on both sides and hands the contents to f together. A key that is large on either side is offered to
+// big.
+func fetchBoth(ctx context.Context, origin, destination *session, here, there version, db int, keys []string, limit int64, big func(key string, size int64) (bool, error), f func(key string, here, there content) error) error {
+	return fetch(ctx, origin, here, db, keys, limit, big, func(keys []string, got []content) error {
+		at := 0
+		return fetch(ctx, destination, there, db, keys, limit, big, func(names []string, have []content) error {
+			for i, k := range names {
+				if at >= len(keys) || keys[at] != k { // large ones come last, if at all
+					at = slices.Index(keys, k)
+				}
+				if err := f(k, got[at], have[i]); err != nil {
+					return err
+				}
+				at++
+			}
+			return nil
+		})
+	})
 }
 
 // Bounds of one transaction that reads: it holds the server up as a whole.
@@ -234,14 +256,18 @@ func store(ctx context.Context, s *session, db int, offset time.Duration, keys [
 			refused = append(refused, refusal{k, errOtherClock})
 			continue
 		}
-		units = append(units, unit{k, []command{storeCommand(k, got[i], offset)}})
+		cmds := []command{storeCommand(k, got[i], offset)}
+		if got[i].overLarge && !got[i].absent() { // RESTORE would free it at once, which holds the server up
+			cmds = []command{{"UNLINK", k}, cmds[0]}
+		}
+		units = append(units, unit{k, cmds})
 	}
 	replies, err := s.exec(ctx, db, units)
 	if err != nil {
 		return nil, err
 	}
 	for i, r := range replies {
-		if err := r[0].err(); err != nil {
+		if err := r[len(r)-1].err(); err != nil {
 			refused = append(refused, refusal{units[i].key, err})
 		}
 	}

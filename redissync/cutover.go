@@ -306,12 +306,15 @@ func (p *Pair) Arm(ctx context.Context, reverse bool) error {
 	return o.probeFeeds(ctx)
 }
 
-// inherit takes over which keys hold streams: the way back has copied none of them itself.
+// inherit takes over which keys hold streams and big values: the way back has copied none of them itself.
 func (f *flow) inherit(from *flow) {
 	from.mu.Lock()
 	defer from.mu.Unlock()
 	for id := range from.streams {
 		f.streams[id] = ""
+	}
+	for id := range from.large {
+		f.large[id] = struct{}{}
 	}
 }
 

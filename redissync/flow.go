@@ -40,6 +40,7 @@ type flow struct {
 	copied      *atomic.Int64
 	noted       atomic.Pointer[string] // the origin's identity as it stands on the destination
 	proving     chan struct{}          // held by the one that proves the origin
+	bigs        chan struct{}          // held by the lanes that copy a big key: the others go on with small ones
 
 	originEye, destinationEye *eye
 
@@ -53,10 +54,11 @@ type flow struct {
 	reconciled   bool      // once at least
 	total        int64
 	originInfo   serverInfo
-	offset       time.Duration    // of the clocks
-	slack        time.Duration    // of comparisons of expiries
-	clocked      bool             // both are measured
-	streams      map[keyID]string // keys that hold streams, with what their groups looked like
+	offset       time.Duration      // of the clocks
+	slack        time.Duration      // of comparisons of expiries
+	clocked      bool               // both are measured
+	streams      map[keyID]string   // keys that hold streams, with what their groups looked like
+	large        map[keyID]struct{} // keys under which the destination may hold big values
 	originSeen   seen
 	destSeen     seen
 	written      map[string]int64         // commands of an application's kind that we ran on the destination
@@ -86,6 +88,7 @@ func newFlow(p *Pair, reverse, clean bool) *flow {
 	f := &flow{
 		pair: p, reverse: reverse, origin: p.side(reverse), destination: p.side(!reverse), queue: newQueue(), gate: newGate(),
 		stop: make(chan struct{}), ended: make(chan struct{}), changed: make(chan struct{}), streams: map[keyID]string{},
+		large: map[keyID]struct{}{}, bigs: make(chan struct{}, max(1, p.o.workers()/2)),
 		written: map[string]int64{}, reconciled: clean, copied: &p.copied, heard: time.Now(), proving: make(chan struct{}, 1),
 	}
 	f.log = p.o.log().With("direction", direction(reverse))

@@ -320,6 +320,7 @@ func (p *Pair) CaughtUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	f.queue.hasten()
 	return f.queue.await(ctx, seq)
 }
 

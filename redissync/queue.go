@@ -42,7 +42,8 @@ type queue struct {
 	open     *entry // the batch of unresolved names that still takes more
 	resolve  []*entry
 	seq      uint64
-	hurry    bool // freeze: no debouncing
+	hurry    bool   // freeze: no debouncing
+	urgent   uint64 // nor of what was marked up to here
 }
 
 func newQueue() *queue {
@@ -92,7 +93,7 @@ func (q *queue) markLocked(id keyID, now time.Time) {
 func (q *queue) release(e *entry, now time.Time) {
 	e.blocked = false
 	if until, ok := q.rest[e.id]; ok {
-		if !q.hurry && until.After(now) {
+		if !q.hurry && e.seq > q.urgent && until.After(now) {
 			q.delayed[e] = until
 			return
 		}
@@ -286,6 +287,24 @@ func (q *queue) rush(on bool) {
 		for e := range q.delayed {
 			q.delayed[e] = now
 		}
+	}
+	q.wake()
+}
+
+func (q *queue) hurried() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.hurry
+}
+
+// hasten ends the rests of what is dirty now, since somebody waits for it.
+func (q *queue) hasten() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.urgent = q.seq
+	now := time.Now()
+	for e := range q.delayed {
+		q.delayed[e] = now
 	}
 	q.wake()
 }

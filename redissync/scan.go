@@ -204,29 +204,23 @@ func (f *flow) differing(ctx context.Context, origin, destination *session, here
 	f.mu.Unlock()
 	var out []string
 	big := func(key string, size int64) (bool, error) {
+		f.noteLarge(keyID{db, key})
 		kind, ok, err := sameBig(ctx, origin, destination, here, there, db, key, size, offset, f.tolerance())
 		if ok && err == nil && kind != "" {
 			out = append(out, key)
 		}
 		return ok, err
 	}
-	err := fetch(ctx, origin, here.version, db, keys, f.pair.o.bigBytes(), big, func(keys []string, got []content) error {
-		at := 0
-		return fetch(ctx, destination, there.version, db, keys, 0, nil, func(keys []string, have []content) error {
-			for i, k := range keys {
-				g := got[at+i]
-				if g.isStream() {
-					f.mu.Lock()
-					f.noteStreamLocked(keyID{db, k}, g)
-					f.mu.Unlock()
-				}
-				if g.body() != have[i].body() || !near(expiryThere(g, offset), have[i].expires, f.tolerance()) {
-					out = append(out, k)
-				}
-			}
-			at += len(keys)
-			return nil
-		})
+	err := fetchBoth(ctx, origin, destination, here.version, there.version, db, keys, f.pair.o.bigBytes(), big, func(k string, g, have content) error {
+		if g.isStream() {
+			f.mu.Lock()
+			f.noteStreamLocked(keyID{db, k}, g)
+			f.mu.Unlock()
+		}
+		if g.body() != have.body() || !near(expiryThere(g, offset), have.expires, f.tolerance()) {
+			out = append(out, k)
+		}
+		return nil
 	})
 	return out, err
 }

@@ -1,6 +1,7 @@
 package redissync
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -86,7 +87,8 @@ func (c *client) lines(text string) {
 }
 
 type rig struct {
-	short          bool // one trouble only
+	short          bool          // one trouble only
+	patience       time.Duration // how long anything may take; 40 s if zero
 	versions       [2]string
 	t              *testing.T
 	source, target *redistest.Server
@@ -146,7 +148,7 @@ func (r *rig) run(reverse bool) *Pair {
 }
 
 func (r *rig) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(r.patience, 40*time.Second))
 	r.t.Cleanup(cancel)
 	return ctx
 }

@@ -319,27 +319,19 @@ func (v *verifier) again(ctx context.Context, suspects map[keyID]string) (map[ke
 func (v *verifier) compare(ctx context.Context, db int, keys []string, suspects map[keyID]string) error {
 	o := v.f.pair.o
 	big := func(key string, size int64) (bool, error) {
+		v.f.noteLarge(keyID{db, key})
 		kind, ok, err := sameBig(ctx, v.origin, v.destination, v.originInfo, v.destInfo, db, key, size, v.offset, v.f.tolerance())
 		if ok && err == nil && kind != "" {
 			suspects[keyID{db, key}] = kind
 		}
 		return ok, err
 	}
-	return fetch(ctx, v.origin, v.originInfo.version, db, keys, o.bigBytes(), big, func(keys []string, here []content) error {
-		at := 0
-		return fetch(ctx, v.destination, v.destInfo.version, db, keys, 0, nil, func(keys []string, there []content) error {
-			for i, k := range keys {
-				kind, err := v.judge(ctx, db, k, here[at+i], there[i])
-				if err != nil {
-					return err
-				}
-				if kind != "" {
-					suspects[keyID{db, k}] = kind
-				}
-			}
-			at += len(keys)
-			return nil
-		})
+	return fetchBoth(ctx, v.origin, v.destination, v.originInfo.version, v.destInfo.version, db, keys, o.bigBytes(), big, func(k string, here, there content) error {
+		kind, err := v.judge(ctx, db, k, here, there)
+		if err == nil && kind != "" {
+			suspects[keyID{db, k}] = kind
+		}
+		return err
 	})
 }
 

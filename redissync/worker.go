@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"replicator/internal/preflight"
 	"replicator/internal/retry"
 )
 
@@ -84,15 +85,22 @@ func (f *flow) copyDatabase(ctx context.Context, origin, destination *session, v
 	}
 	started := time.Now()
 	big := func(key string, size int64) (bool, error) {
-		started = time.Now()
 		e := left[key]
+		if leave, ok := f.enterBig(); ok {
+			defer leave()
+		} else {
+			f.queue.back([]*entry{e}, bigPoll)
+			delete(left, key)
+			return true, nil
+		}
+		started := time.Now()
 		done, err := f.copyBig(ctx, origin, destination, v, e.id, size, offset)
+		if err != nil && ofTheKey(err) {
+			f.refuse(e, err)
+			delete(left, key)
+			return true, nil
+		}
 		if !done || err != nil {
-			if isReplyError(err) { // the key's own trouble, not the connection's
-				f.refuse(e, err)
-				delete(left, key)
-				return true, nil
-			}
 			return false, err
 		}
 		delete(left, key)
@@ -100,6 +108,7 @@ func (f *flow) copyDatabase(ctx context.Context, origin, destination *session, v
 		return true, nil
 	}
 	err := fetch(ctx, origin, v, db, keys, f.pair.o.bigBytes(), big, func(keys []string, got []content) error {
+		f.overLarge(db, keys, got)
 		refused, err := store(ctx, destination, db, offset, keys, got)
 		if err != nil {
 			return err
@@ -132,8 +141,14 @@ func (f *flow) copyDatabase(ctx context.Context, origin, destination *session, v
 // copiedKeys takes note of keys that are on the destination now.
 func (f *flow) copiedKeys(es []*entry, got []content, took time.Duration) {
 	rests := make([]time.Duration, len(es))
-	for i := range es {
-		rests[i] = restAfter(got[i], took)
+	var total int64
+	for _, c := range got {
+		total += c.size
+	}
+	for i, c := range got {
+		if c.size >= costly {
+			rests[i] = restAfter(c.size, time.Duration(float64(took)*float64(c.size)/float64(total)))
+		}
 	}
 	f.noteCopies(es, got)
 	f.queue.done(es, rests)
@@ -151,12 +166,29 @@ func (f *flow) refuse(e *entry, err error) {
 // maxTouched bounds the names remembered since the last complete verification; beyond, the next one is complete again.
 const maxTouched = 1 << 20
 
-// restAfter is how long a key that costs much stays dirty before it is copied again: in proportion to its cost.
-func restAfter(c content, took time.Duration) time.Duration {
-	if c.size < costly {
-		return 0
+// restAfter is how long a key that costs much stays dirty before it is copied again: in proportion to its cost, so that a hot one takes
+// at most a fifth of a lane, and of what the servers do for it.
+func restAfter(size int64, took time.Duration) time.Duration {
+	return min(max(4*took, time.Duration(size/costly)*time.Millisecond), 30*time.Second)
+}
+
+// bigPoll is when a big key is looked at again that found all places taken.
+const bigPoll = 20 * time.Millisecond
+
+// enterBig takes a place for the copy of a big key. Under a freeze, when nothing else comes, every lane may.
+func (f *flow) enterBig() (leave func(), ok bool) {
+	select {
+	case f.bigs <- struct{}{}:
+		return func() { <-f.bigs }, true
+	default:
+		return func() {}, f.queue.hurried()
 	}
-	return min(max(10*took, time.Duration(c.size/costly)*time.Millisecond), 2*time.Second)
+}
+
+// ofTheKey tells whether an error is the key's own trouble, not the connection's.
+func ofTheKey(err error) bool {
+	var h *preflight.Hinted
+	return isReplyError(err) || errors.As(err, &h)
 }
 
 // noteCopies remembers which keys hold streams, and which were touched since the last complete verification.
@@ -165,6 +197,9 @@ func (f *flow) noteCopies(es []*entry, got []content) {
 	defer f.mu.Unlock()
 	for i, e := range es {
 		f.noteStreamLocked(e.id, got[i])
+		if got[i].overLarge {
+			delete(f.large, e.id)
+		}
 		if f.verified != nil {
 			f.verified[e.id] = struct{}{}
 		}
