@@ -8,6 +8,10 @@ type RedisReading struct {
 	LagSeconds *float64
 	// DirtyKeys is how many keys wait to be copied or are being copied.
 	DirtyKeys *float64
+	// MemoryHeadroomBytes is the memory that the server which takes the application's writes has left.
+	MemoryHeadroomBytes *float64
+	// FeedBufferBytes is what that server keeps for our feed, and FeedBufferLimitBytes up to where it would.
+	FeedBufferBytes, FeedBufferLimitBytes *float64
 }
 
 // Redis counts what one Redis pair does.
@@ -31,6 +35,9 @@ func NewRedis(reg prometheus.Registerer, pair string, read func() RedisReading) 
 		gauges: []reading[RedisReading]{
 			{description("replicator_redis_lag_seconds", "Age of the oldest source change that is not yet written on the target; 0 if there is none.", l), func(r RedisReading) *float64 { return r.LagSeconds }},
 			{description("replicator_redis_dirty_keys", "Keys that wait to be copied to the target or are being copied.", l), func(r RedisReading) *float64 { return r.DirtyKeys }},
+			{description("replicator_redis_memory_headroom_bytes", "Memory left on the server that takes the application's writes: below maxmemory, or of the machine where there is none.", l), func(r RedisReading) *float64 { return r.MemoryHeadroomBytes }},
+			{description("replicator_redis_feed_buffer_bytes", "Changes that the server keeps in its memory because the feed has not read them yet.", l), func(r RedisReading) *float64 { return r.FeedBufferBytes }},
+			{description("replicator_redis_feed_buffer_limit_bytes", "Up to where the server keeps such changes before it ends the feed; 32 MB is assumed where it does not tell.", l), func(r RedisReading) *float64 { return r.FeedBufferLimitBytes }},
 		},
 	})
 	return r

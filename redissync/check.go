@@ -11,9 +11,6 @@ import (
 	"replicator/internal/preflight"
 )
 
-// outputBufferLimit is the default hard limit of the pubsub client class, up to which a server keeps unread changes for a feed.
-const outputBufferLimit = 32 << 20
-
 // checker collects findings of one pair.
 type checker struct {
 	p        *Pair
@@ -91,16 +88,6 @@ func (c *checker) server(ctx context.Context, at side, info serverInfo, s *sessi
 	}
 	l.eachNode(at, s, func(i int, n *session, name string) { c.node(ctx, at, name, l.keyOn(i), n) })
 	return true
-}
-
-// headroom warns where a stalled daemon could fill a server's memory.
-func (c *checker) headroom(at side, name string, info serverInfo) {
-	limit, _ := strconv.ParseInt(info.fields["maxmemory"], 10, 64)
-	used, _ := strconv.ParseInt(info.fields["used_memory"], 10, 64)
-	if limit > 0 && limit-used < outputBufferLimit {
-		c.add(preflight.Warning, "redis-memory-headroom", at.name, fmt.Sprintf("the %s has %d MB left below its maxmemory", name, max(0, limit-used)>>20),
-			"unread changes may take up to 32 MB there while replicator is stalled (client-output-buffer-limit pubsub): raise maxmemory, or make room")
-	}
 }
 
 // together checks what depends on both sides.

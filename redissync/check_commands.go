@@ -32,7 +32,7 @@ func (c *checker) node(ctx context.Context, at side, name, key string, s *sessio
 		fd.close()
 		c.add(preflight.OK, "redis-feed", at.name, "the "+name+" reports its changes by client-side caching's broadcast", "")
 	}
-	c.headroom(at, name, info)
+	c.headroom(ctx, at, name, s)
 }
 
 // commands tries each command that will be needed in a form that changes nothing. It tells whether the server answers.

@@ -23,7 +23,9 @@ const dummyChannel = "__replicator__:feed"
 // feed is the connection on which the origin says which keys change: client-side caching's broadcast and, where they are on,
 // keyspace notifications (Redis documentation, "Client-side caching" and "Redis keyspace notifications").
 type feed struct {
-	link *link
+	link     *link
+	endpoint endpoint
+	id       string // the connection's number on the server; empty if it doesn't tell
 
 	mu      sync.Mutex // guards writes and what follows
 	pongs   map[string]chan struct{}
@@ -44,7 +46,10 @@ func openFeed(ctx context.Context, e endpoint, name string, notifications bool) 
 	if err != nil {
 		return nil, err
 	}
-	f := &feed{link: l, pongs: map[string]chan struct{}{}}
+	f := &feed{link: l, endpoint: e, pongs: map[string]chan struct{}{}}
+	if id, err := l.do(ctx, "CLIENT", "ID"); err == nil {
+		f.id = strconv.FormatInt(id.num, 10)
+	}
 	stop := l.bound(ctx)
 	defer stop()
 	if err := f.subscribe(notifications); err != nil {

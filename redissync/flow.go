@@ -38,6 +38,7 @@ type flow struct {
 	scanned     atomic.Int64
 	gaps        atomic.Int64
 	copied      *atomic.Int64
+	room        atomic.Pointer[room]   // of the origin, as last seen
 	noted       atomic.Pointer[string] // the origin's identity as it stands on the destination
 	proving     chan struct{}          // held by the one that proves the origin
 	bigs        chan struct{}          // held by the lanes that copy a big key: the others go on with small ones
@@ -140,6 +141,7 @@ func (f *flow) run(ctx context.Context) error {
 	g.Go(func() error { return f.runReconciler(ctx) })
 	g.Go(func() error { return f.runWatch(ctx) })
 	g.Go(func() error { return f.runPulse(ctx) })
+	g.Go(func() error { return f.runRoom(ctx) })
 	for i := range f.pair.o.workers() {
 		g.Go(func() error { return f.runWorker(ctx, i) })
 	}

@@ -140,7 +140,8 @@ func (d *daemon) newTerm(epoch int64, journal journal, paused bool) (*term, erro
 		o.Metrics = metrics.NewRedis(t.registry, c.Name, func() metrics.RedisReading {
 			s := p.Status()
 			dirty := float64(s.DirtyKeys)
-			return metrics.RedisReading{LagSeconds: s.LagSeconds, DirtyKeys: &dirty}
+			left, limit, kept := p.Memory()
+			return metrics.RedisReading{LagSeconds: s.LagSeconds, DirtyKeys: &dirty, MemoryHeadroomBytes: left, FeedBufferBytes: kept, FeedBufferLimitBytes: limit}
 		})
 		p = redissync.New(o)
 		if paused {
