@@ -57,15 +57,19 @@ func stand(ctx context.Context, s *session, v version, db int, key string) (stan
 
 // each hands a value's pieces to f while the next one is being read. If f is enough, the rest isn't read.
 func (b *bigValue) each(ctx context.Context, f func(p piece) (enough bool, err error)) error {
+	first, err := b.read(ctx, "0")
+	if err != nil {
+		return err
+	}
+	if first.next == "0" {
+		_, err := f(first)
+		return err
+	}
 	pieces, stop := make(chan piece, 1), make(chan struct{})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer close(pieces)
-		for cursor := "0"; ; {
-			p, err := b.read(ctx, cursor)
-			if err != nil {
-				return err
-			}
+		for p := first; ; {
 			select {
 			case pieces <- p:
 			case <-stop:
@@ -73,8 +77,12 @@ func (b *bigValue) each(ctx context.Context, f func(p piece) (enough bool, err e
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			if cursor = p.next; cursor == "0" {
+			if p.next == "0" {
 				return nil
+			}
+			var err error
+			if p, err = b.read(ctx, p.next); err != nil {
+				return err
 			}
 		}
 	})
@@ -103,6 +111,7 @@ type bigCopy struct {
 	id          keyID
 	offset      time.Duration
 	before      standing
+	settled     bool // both sides were found to have the same length
 }
 
 // copyBig carries a key over in pieces. One that the destination has already is made equal element by element; any other grows in a key
@@ -170,16 +179,11 @@ func (c *bigCopy) run(ctx context.Context, v version) error {
 // settle has the key copied again if the destination lost some of it meanwhile, by eviction or a restart. Fields that have expired
 // may still be counted on one side.
 func (c *bigCopy) settle(ctx context.Context) error {
-	if c.from.expiry {
+	if c.settled || c.from.expiry {
 		return nil
 	}
-	to := &bigValue{s: c.destination, db: c.id.db, key: c.id.key, kind: c.from.kind}
-	here, err := c.from.length(ctx)
+	here, there, err := lengths(ctx, c.from, &bigValue{s: c.destination, db: c.id.db, key: c.id.key, kind: c.from.kind})
 	if err != nil {
-		return err
-	}
-	there, err := to.length(ctx)
-	if err != nil && !errors.Is(err, errMoved) {
 		return err
 	}
 	if here != there {
@@ -280,23 +284,28 @@ func (c *bigCopy) patch(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	extra, err := surplus(ctx, c.from, to, func(extra []element) (bool, error) {
+	here, there, err := lengths(ctx, c.from, to)
+	if err != nil {
+		return false, err
+	}
+	c.settled = here == there
+	extra, err := surplus(ctx, c.from, to, here, there, func(extra []element) (bool, error) {
 		return false, c.do(ctx, c.from.remove(c.id.key, extra))
 	})
 	return !extra || c.from.kind != "string", err
 }
 
-// surplus hands to f what the destination's value has and the origin's doesn't, piece by piece, if there can be anything at all; it tells
-// whether there was. Of types with an order by place it only compares the lengths.
-func surplus(ctx context.Context, from, to *bigValue, f func(extra []element) (enough bool, err error)) (bool, error) {
-	here, err := from.length(ctx)
-	if err != nil {
-		return false, err
+// lengths are those of both sides' values.
+func lengths(ctx context.Context, from, to *bigValue) (here, there int64, err error) {
+	if here, err = from.length(ctx); err == nil {
+		there, err = to.length(ctx)
 	}
-	there, err := to.length(ctx)
-	if err != nil {
-		return false, err
-	}
+	return here, there, err
+}
+
+// surplus hands to f what the destination's value has and the origin's doesn't, piece by piece, if by their lengths there can be anything at
+// all; it tells whether there was. Of types with an order by place it only compares the lengths.
+func surplus(ctx context.Context, from, to *bigValue, here, there int64, f func(extra []element) (enough bool, err error)) (bool, error) {
 	// Expired fields may still be counted, so that equal lengths prove nothing.
 	if here == there && !from.expiry && !to.expiry || there == 0 {
 		return false, nil
@@ -400,18 +409,11 @@ func sameValue(ctx context.Context, from, to *bigValue, offset, tolerance time.D
 	if err != nil || !same {
 		return false, err
 	}
-	here, err := from.length(ctx)
-	if err != nil {
+	n, m, err := lengths(ctx, from, to)
+	if err != nil || n != m && !from.expiry && !to.expiry {
 		return false, err
 	}
-	n, err := to.length(ctx)
-	if err != nil {
-		return false, err
-	}
-	if here != n && !from.expiry && !to.expiry {
-		return false, nil
-	}
-	extra, err := surplus(ctx, from, to, func([]element) (bool, error) { return true, nil })
+	extra, err := surplus(ctx, from, to, n, m, func([]element) (bool, error) { return true, nil })
 	return !extra, err
 }
 

@@ -41,7 +41,7 @@ type flow struct {
 	room        atomic.Pointer[room]   // of the origin, as last seen
 	noted       atomic.Pointer[string] // the origin's identity as it stands on the destination
 	proving     chan struct{}          // held by the one that proves the origin
-	bigs        chan struct{}          // held by the lanes that copy a big key: the others go on with small ones
+	bigs        chan struct{}          // held by the lanes that copy a very big key: the others go on with small ones
 
 	originEye, destinationEye *eye
 

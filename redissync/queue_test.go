@@ -244,3 +244,51 @@ func TestQueueNeverLosesAMark(t *testing.T) {
 		}
 	}
 }
+
+func TestQueueRestsCostlyKeysUnlessSomebodyWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue()
+		a := keyID{0, "a"}
+		q.mark(a)
+		q.done(takeAll(t, q), []time.Duration{10 * time.Second})
+		q.mark(a)
+		if es := takeAll(t, q); len(es) != 0 {
+			t.Fatal("taken before its rest was over")
+		}
+		q.hasten()
+		es := takeAll(t, q)
+		if len(es) != 1 {
+			t.Fatal("not taken though somebody waits")
+		}
+		// One that was marked while in flight is waited for as well.
+		q.mark(a)
+		q.hasten()
+		q.done(es, []time.Duration{10 * time.Second})
+		if es = takeAll(t, q); len(es) != 1 {
+			t.Fatal("the second mark rests though somebody waits")
+		}
+		q.done(es, []time.Duration{10 * time.Second})
+		q.mark(a) // later than the wait
+		if es := takeAll(t, q); len(es) != 0 {
+			t.Fatal("what nobody waits for was taken before its rest was over")
+		}
+		started := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if es, err := q.take(ctx, 1); err != nil || len(es) != 1 || time.Since(started) < 9*time.Second {
+			t.Fatalf("%v, %v after %v", ids(es), err, time.Since(started))
+		}
+	})
+}
+
+func TestRestIsInProportionToTheCost(t *testing.T) {
+	for _, c := range []struct {
+		size int64
+		took time.Duration
+		want time.Duration
+	}{{costly, 0, time.Millisecond}, {costly, 5 * time.Millisecond, 20 * time.Millisecond}, {200 << 20, 3 * time.Second, 12 * time.Second}, {1 << 30, time.Minute, 30 * time.Second}} {
+		if got := restAfter(c.size, c.took); got != c.want {
+			t.Errorf("%d bytes in %v: rests %v, want %v", c.size, c.took, got, c.want)
+		}
+	}
+}

@@ -86,10 +86,10 @@ func (f *flow) copyDatabase(ctx context.Context, origin, destination *session, v
 	started := time.Now()
 	big := func(key string, size int64) (bool, error) {
 		e := left[key]
-		if leave, ok := f.enterBig(); ok {
+		if leave, ok := f.enterLong(size); ok {
 			defer leave()
 		} else {
-			f.queue.back([]*entry{e}, bigPoll)
+			f.queue.back([]*entry{e}, longPoll)
 			delete(left, key)
 			return true, nil
 		}
@@ -172,11 +172,18 @@ func restAfter(size int64, took time.Duration) time.Duration {
 	return min(max(4*took, time.Duration(size/costly)*time.Millisecond), 30*time.Second)
 }
 
-// bigPoll is when a big key is looked at again that found all places taken.
-const bigPoll = 20 * time.Millisecond
+// longCopy is the size from which a copy takes so long that not every lane may be busy with such, and longPoll when a key of that size is
+// looked at again that found all places taken.
+const (
+	longCopy = 16 << 20
+	longPoll = 20 * time.Millisecond
+)
 
-// enterBig takes a place for the copy of a big key. Under a freeze, when nothing else comes, every lane may.
-func (f *flow) enterBig() (leave func(), ok bool) {
+// enterLong takes a place for the copy of a big key. Under a freeze, when nothing else comes, every lane may.
+func (f *flow) enterLong(size int64) (leave func(), ok bool) {
+	if size < longCopy {
+		return func() {}, true
+	}
 	select {
 	case f.bigs <- struct{}{}:
 		return func() { <-f.bigs }, true
