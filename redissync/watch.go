@@ -208,8 +208,12 @@ func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
 	}
 	if strays > 0 && !f.gate.shutFor(shutDrained) { // drained: the application may have been let in already
 		total := f.pair.strays.Add(strays)
+		who := ""
+		if clients := writingClients(ctx, s); len(clients) > 0 {
+			who = " by " + strings.Join(clients, ", ")
+		}
 		f.pair.problemFor(f.destination.name+" strays", preflight.Finding{Code: "redis-stray-writes", Severity: preflight.Warning, Side: f.destination.name,
-			Message: fmt.Sprintf("%d write commands (lately %s) were run on the %s Redis, which only follows the %s", total, strings.Join(names[:min(len(names), 5)], ", "), f.destination.name, f.origin.name),
+			Message: fmt.Sprintf("%d write commands (lately %s) were run%s on the %s Redis, which only follows the %s", total, strings.Join(names[:min(len(names), 5)], ", "), who, f.destination.name, f.origin.name),
 			Hint:    "find with CLIENT LIST who still writes there and point it to the " + f.origin.name + "; then make both sides equal with: replicator resync --pair " + f.pair.o.Name}, 10*time.Minute)
 	}
 	return nil

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -33,25 +32,24 @@ func StartCluster(t TB, primaries int, o Options) *Cluster {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c := &Cluster{}
+	if o.TLS { // the nodes talk to each other by it as well, and so share an authority
+		dir := t.TempDir()
+		ca, err := makeCertificate(dir)
+		if err != nil {
+			t.Fatalf("make a certificate: %v", err)
+		}
+		c.ca = ca
+		settings := map[string]string{"tls-cluster": "yes", "tls-ca-cert-file": ca, "tls-cert-file": filepath.Join(dir, "server.crt"), "tls-key-file": filepath.Join(dir, "server.key")}
+		for k, v := range o.Settings {
+			settings[k] = v
+		}
+		o.Settings = settings
+	}
 	for range primaries {
 		c.Primaries = append(c.Primaries, StartNode(t, o))
 	}
 	if err := c.form(ctx); err != nil {
 		t.Fatalf("form a cluster: %v", err)
-	}
-	if o.TLS {
-		c.ca = filepath.Join(t.TempDir(), "authorities.crt")
-		var all []byte
-		for _, s := range c.Nodes() {
-			pem, err := os.ReadFile(s.CAFile())
-			if err != nil {
-				t.Fatalf("read an authority's certificate: %v", err)
-			}
-			all = append(all, pem...)
-		}
-		if err := os.WriteFile(c.ca, all, 0o600); err != nil {
-			t.Fatalf("write the authorities' certificates: %v", err)
-		}
 	}
 	return c
 }
