@@ -107,6 +107,7 @@ func (c *checker) together(ctx context.Context, source, target serverInfo, s, t 
 	}
 	t.close() // back to database 0
 	c.targetContents(ctx, t)
+	c.payloads(ctx, s, t)
 	c.memory(source, target)
 	if a, exact, err := clock(ctx, s); err == nil {
 		if b, exactB, err := clock(ctx, t); err == nil && (b-a).Abs() > time.Second+exact+exactB {
@@ -120,6 +121,8 @@ func (c *checker) together(ctx context.Context, source, target serverInfo, s, t 
 		}
 		if err == nil && len(v.items) > 0 && target.version < 70000 {
 			c.add(preflight.Error, "redis-functions", "target", fmt.Sprintf("the source has %d function libraries, which %s doesn't know", len(v.items), product(target)), "take a target of Redis 7.0 or newer, or Valkey")
+		} else if err == nil && len(v.items) > 0 {
+			c.loading(ctx, t)
 		}
 	}
 	switch {

@@ -70,10 +70,11 @@ func (c *checker) commands(ctx context.Context, at side, name, key string, info 
 		return true
 	}
 	// What is queued and then discarded isn't run, but refused if it isn't allowed.
-	for _, p := range []command{
+	dryly := []command{
 		{"SET", key, "v"}, {"APPEND", key, "v"}, {"RPUSH", key, "v"}, {"SADD", key, "v"}, {"HSET", key, "f", "v"}, {"ZADD", key, "1", "v"}, {"XADD", key, "*", "f", "v"},
 		{"XGROUP", "CREATE", key, "g", "0"}, {"PEXPIREAT", key, "1"}, {"PERSIST", key}, {"PSETEX", key, "1", "v"}, {"HSETNX", key, "f", "v"}, {"RENAME", key, key},
-	} {
+	}
+	for _, p := range dryly {
 		err := dry(ctx, s, p)
 		if err != nil && !isReplyError(err) {
 			c.fail(err, at)
@@ -93,7 +94,7 @@ func (c *checker) commands(ctx context.Context, at side, name, key string, info 
 func (c *checker) refused(at side, name string, p command, err error) {
 	code, hint := classify(err, at)
 	word := p[0]
-	if word == "CLIENT" || word == "XGROUP" {
+	if word == "CLIENT" || word == "XGROUP" || word == "FUNCTION" {
 		word += " " + p[1]
 	}
 	c.add(preflight.Error, code, at.name, fmt.Sprintf("%s on the %s: %v", word, name, err), hint)
@@ -145,4 +146,17 @@ func (c *checker) holding(ctx context.Context, at side, name string, info server
 	}
 	c.add(preflight.Warning, "redis-pause", at.name, fmt.Sprintf("the %s %s: a cutover from there waits until nobody writes", name, why),
 		"stop all writers by a hook at: before; the cutover proves that nothing is written any more, and gives up otherwise. Better allow it: ACL SETUSER … +client|pause +client|unpause")
+}
+
+// loading tells whether the target takes the functions that the source has.
+func (c *checker) loading(ctx context.Context, t *session) {
+	for _, p := range []command{{"FUNCTION", "LIST", "WITHCODE"}, {"FUNCTION", "LOAD", "REPLACE", "x"}, {"FUNCTION", "DELETE", "x"}} {
+		err := t.everyNode(ctx, func(n *session) error { return dry(ctx, n, p) })
+		if isReplyError(err) {
+			c.refused(c.p.target, "target", p, err)
+		} else if err != nil {
+			c.fail(err, c.p.target)
+			return
+		}
+	}
 }

@@ -27,6 +27,7 @@ func mergeInfo(nodes []serverInfo) serverInfo {
 		if n.role != "master" {
 			m.role = n.role
 		}
+		m.expiring += n.expiring
 		for db, keys := range n.databases {
 			m.databases[db] += keys
 		}
