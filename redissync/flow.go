@@ -277,6 +277,10 @@ func (f *flow) learn(dbs []int) {
 	f.known.Store(&all)
 }
 
+// resolvePause spares the origin: without it, a steady stream of changes makes thousands of questions a second. Names are copied from the
+// databases known so far without waiting for it.
+const resolvePause = 2 * time.Millisecond
+
 // runResolver finds out, for names that a broadcast gave without a database, whether they may be in one that was not known yet.
 func (f *flow) runResolver(ctx context.Context) error {
 	s := &session{endpoint: f.origin.endpoint, name: f.pair.o.connectionName(f.role("resolve"))}
@@ -309,6 +313,15 @@ func (f *flow) runResolver(ctx context.Context) error {
 			return err
 		}
 		f.pair.solved(f.origin.name, direction(f.reverse)+" resolver")
+		if !f.queue.hurried() {
+			timer := time.NewTimer(resolvePause)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+				return ctx.Err()
+			}
+		}
 	}
 }
 
