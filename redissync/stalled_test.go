@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"replicator/internal/preflight"
 	"replicator/internal/redistest"
 )
 
@@ -367,5 +368,34 @@ func TestRoomIsJudged(t *testing.T) {
 		if got := c.room.cut(); got != c.cut {
 			t.Errorf("%+v: cut at %d, want %d", c.room, got, c.cut)
 		}
+	}
+}
+
+// TestCheckSaysWhichLimitItAssumes asks a source that keeps its configuration to itself, as managed ones do.
+func TestCheckSaysWhichLimitItAssumes(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, redistest.Options{}, redistest.Options{})
+	r.a.do("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", "-config")
+	r.o.SourceURL = "redis://limited:pw@" + r.source.Address()
+	said := func() (out []string) {
+		for _, f := range Check(r.ctx(), r.o) {
+			if f.Code == "redis-memory-headroom" && f.Side == "source" {
+				out = append(out, fmt.Sprint(f.Severity)+": "+f.Message)
+			}
+		}
+		return out
+	}
+	if got := said(); len(got) != 1 || !strings.HasPrefix(got[0], fmt.Sprint(preflight.OK)) || !strings.Contains(got[0], "32 MB (assumed: CONFIG GET is not allowed)") {
+		t.Errorf("with room: %q", got)
+	}
+	r.a.do("CONFIG", "SET", "maxmemory", "20mb")
+	if got := said(); len(got) != 1 || !strings.HasPrefix(got[0], fmt.Sprint(preflight.Warning)) || !strings.Contains(got[0], "32 MB (the default, as the server doesn't tell its own)") {
+		t.Errorf("without: %q", got)
+	}
+	p := r.run(false)
+	eventually(t, "the status warns as well", func() bool { return hasProblem(p.Status(), "redis-memory-headroom") })
+	left, limit, kept := p.Memory()
+	if left == nil || *left <= 0 || *left > 20<<20 || limit == nil || *limit != 32<<20 || kept == nil || *kept != 0 {
+		t.Errorf("memory: %v left, limit %v, kept %v", left, limit, kept)
 	}
 }
