@@ -3,12 +3,8 @@ package pair
 import (
 	"context"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net"
-	"net/url"
 	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -18,62 +14,6 @@ import (
 	"replicator/internal/pgtest"
 	"replicator/internal/postgres"
 )
-
-// cutter passes connections on to a server until it cuts them.
-type cutter struct {
-	mu    sync.Mutex
-	conns []net.Conn
-}
-
-// newCutter returns a URL that leads through the cutter.
-func newCutter(t *testing.T, to string) (*cutter, string) {
-	t.Helper()
-	u, err := url.Parse(to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := u.Host
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cutter{}
-	t.Cleanup(func() { l.Close(); c.cut() })
-	go func() {
-		for {
-			in, err := l.Accept()
-			if err != nil {
-				return
-			}
-			out, err := net.Dial("tcp", server)
-			if err != nil {
-				in.Close()
-				continue
-			}
-			c.mu.Lock()
-			c.conns = append(c.conns, in, out)
-			c.mu.Unlock()
-			for _, p := range [][2]net.Conn{{in, out}, {out, in}} {
-				go func() { _, _ = io.Copy(p[0], p[1]); p[0].Close(); p[1].Close() }()
-			}
-		}
-	}()
-	u.Host = l.Addr().String()
-	return c, u.String()
-}
-
-// cut ends all connections at once, in the middle of whatever they carry.
-func (c *cutter) cut() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, conn := range c.conns {
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0) // a reset, not an orderly end
-		}
-		conn.Close()
-	}
-	c.conns = nil
-}
 
 // persistentWriters write to the varied schema and connect again whenever the server is gone, until stop is called.
 func persistentWriters(t *testing.T, url string, s uint64, n int) (stop func()) {
@@ -117,61 +57,106 @@ func persistentWriters(t *testing.T, url string, s uint64, n int) (stop func()) 
 	return f
 }
 
-// Servers that are killed and networks that are cut, on either side, at random moments of copy and stream, need nobody: the pair goes on,
-// nothing is lost and nothing comes twice. The target loses what it had committed without waiting for the flush.
-func TestCrashesAndCuts(t *testing.T) {
-	s := seed(t)
-	r := rand.New(rand.NewPCG(s, 3))
+// disturbed is a pair between servers of its own, which can be killed and cut off.
+type disturbed struct {
+	*fixture
+	r                      *rand.Rand
+	direct, destination    string // the databases' URLs past the cutters
+	servers                []*pgtest.Server
+	throughSource, through *pgtest.Cutter
+}
+
+func newDisturbed(t *testing.T, capture string, r *rand.Rand) *disturbed {
+	t.Helper()
 	source := pgtest.Start(t, pgtest.Options{})
+	// The target loses what it had committed without waiting for the flush.
 	target := pgtest.Start(t, pgtest.Options{Settings: map[string]string{"wal_writer_delay": "10s"}})
-	direct, destination := source.Database(t), target.Database(t)
-	cutSource, throughSource := newCutter(t, direct)
-	cutTarget, throughTarget := newCutter(t, destination)
-	f := &fixture{t: t, source: throughSource, target: throughTarget, migration: "m" + strconv.FormatUint(r.Uint64()%1e9, 10), capture: Logical}
-	pgtest.Exec(t, direct, variedSchema)
-	stop := persistentWriters(t, direct, s, 3)
+	d := &disturbed{r: r, servers: []*pgtest.Server{source, target}, direct: source.Database(t), destination: target.Database(t)}
+	if capture == Trigger {
+		d.direct, d.destination = source.HerokuOwner(t, d.direct), target.RDSMaster(t, d.destination)
+	}
+	d.fixture = &fixture{t: t, migration: newMigration(), capture: capture}
+	d.throughSource, d.source = pgtest.NewCutter(t, d.direct)
+	d.through, d.target = pgtest.NewCutter(t, d.destination)
+	return d
+}
+
+// disturb kills a server or cuts a network, of the n-th kind.
+func (d *disturbed) disturb(n int) {
+	d.t.Helper()
 	restart := func(s *pgtest.Server) {
 		if err := s.Kill(); err != nil {
-			t.Fatal(err)
+			d.t.Fatal(err)
 		}
-		if err := s.Start(f.ctx()); err != nil {
-			t.Fatal(err)
+		if err := s.Start(d.ctx()); err != nil {
+			d.t.Fatal(err)
 		}
 	}
-	disturb := []struct {
+	kinds := []struct {
 		name string
 		do   func()
 	}{
-		{"source killed", func() { restart(source) }},
-		{"target killed", func() { restart(target) }},
-		{"source cut", cutSource.cut},
-		{"target cut", cutTarget.cut},
-		{"both cut", func() { cutSource.cut(); cutTarget.cut() }},
+		{"source killed", func() { restart(d.servers[0]) }},
+		{"target killed", func() { restart(d.servers[1]) }},
+		{"source cut", d.throughSource.Cut},
+		{"target cut", d.through.Cut},
+		{"both cut", func() { d.throughSource.Cut(); d.through.Cut() }},
 	}
-	f.start(false)
-	for _, phase := range []Phase{Starting, Copying, Indexing} {
-		f.until("phase "+string(phase), time.Minute, func(s Status) bool { return s.Phase == phase || s.Phase == Streaming })
-		d := disturb[r.IntN(len(disturb))]
-		t.Logf("%s in phase %s", d.name, f.pair.Status().Phase)
-		d.do()
-	}
-	f.streaming()
+	k := kinds[n%len(kinds)]
+	d.t.Logf("%s in phase %s", k.name, d.pair.Status().Phase)
+	k.do()
+}
+
+// disturbStream disturbs a running stream again and again, each time after some transactions have passed.
+func (d *disturbed) disturbStream() {
+	d.t.Helper()
 	rounds := 3
 	if os.Getenv("REPLICATOR_SOAK") != "" {
-		rounds = 100
+		rounds = 50
 	}
 	for i := range rounds {
-		d := disturb[(i+r.IntN(2))%len(disturb)]
-		applied, least := f.pair.Status().Applied, int64(1+r.IntN(60))
-		f.until(fmt.Sprintf("%d transactions", least), time.Minute, func(s Status) bool { return s.Applied >= applied+least })
-		t.Log(d.name)
-		d.do()
+		applied, least := d.pair.Status().Applied, int64(1+d.r.IntN(20))
+		d.until(fmt.Sprintf("%d transactions", least), time.Minute, func(s Status) bool { return s.Applied >= applied+least })
+		d.disturb(i + d.r.IntN(2))
 	}
-	stop()
+}
+
+// settled waits until everything has arrived, and compares.
+func (d *disturbed) settled() {
+	d.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	if err := f.pair.CaughtUp(ctx); err != nil {
-		t.Fatalf("%v: %+v", err, f.pair.Status().Problems)
+	if err := d.pair.CaughtUp(ctx); err != nil {
+		d.t.Fatalf("%v: %+v", err, d.pair.Status().Problems)
 	}
-	f.equal()
+	d.equal()
+}
+
+// Servers that are killed and networks that are cut, on either side, at random moments of the copy and of the streams forth and back, need
+// nobody: the pair goes on, nothing is lost and nothing comes twice.
+func TestCrashesAndCuts(t *testing.T) {
+	for _, capture := range []string{Logical, Trigger} {
+		t.Run(capture, func(t *testing.T) {
+			t.Parallel()
+			s := pgtest.Seed(t)
+			r := rand.New(rand.NewPCG(s, 3))
+			d := newDisturbed(t, capture, r)
+			pgtest.Exec(t, d.direct, variedSchema)
+			stop := persistentWriters(t, d.direct, s, 3)
+			d.start(false)
+			for _, phase := range []Phase{Starting, Copying, Indexing} {
+				d.until("phase "+string(phase), time.Minute, func(s Status) bool { return s.Phase == phase || s.Phase == Streaming })
+				d.disturb(r.IntN(5))
+			}
+			d.streaming()
+			d.disturbStream()
+			stop()
+			d.settled()
+			d.attempt(false)
+			stop = persistentWriters(t, d.destination, s+1, 3)
+			d.disturbStream()
+			stop()
+			d.settled()
+		})
+	}
 }

@@ -15,7 +15,7 @@ import (
 func TestMoveSwitchAndReturn(t *testing.T) { everyCapture(t, moveSwitchAndReturn) }
 
 func moveSwitchAndReturn(t *testing.T, f *fixture) {
-	s := seed(t)
+	s := pgtest.Seed(t)
 	pgtest.Exec(t, f.source, variedSchema)
 	before := pgtest.DumpSchema(t, f.source)
 	stop := writers(t, f.source, s, 4)

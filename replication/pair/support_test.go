@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"os"
 	"strconv"
 	"sync"
 	"testing"
@@ -20,25 +19,12 @@ import (
 	"replicator/replication/state"
 )
 
-// seed is printed by every random test, and can be set to repeat one.
-func seed(t *testing.T) uint64 {
-	t.Helper()
-	s := rand.Uint64() % 1e9
-	if v := os.Getenv("REPLICATOR_SEED"); v != "" {
-		n, err := strconv.ParseUint(v, 10, 64)
-		if err != nil {
-			t.Fatalf("REPLICATOR_SEED: %v", err)
-		}
-		s = n
-	}
-	t.Logf("seed %d (repeat with REPLICATOR_SEED=%d)", s, s)
-	return s
-}
-
 // fixture is a pair between two databases of the shared server.
 type fixture struct {
 	t              *testing.T
 	source, target string
+	super          string // the source's superuser, where a test needs one
+	workers        int
 	migration      string
 	capture        string
 	pair           *Pair
@@ -51,8 +37,10 @@ type fixture struct {
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	s := pgtest.Shared(t)
-	return &fixture{t: t, source: s.Database(t), target: s.Database(t), migration: "m" + strconv.FormatUint(rand.Uint64()%1e9, 10)}
+	return &fixture{t: t, source: s.Database(t), target: s.Database(t), migration: newMigration()}
 }
+
+func newMigration() string { return "m" + strconv.FormatUint(rand.Uint64()%1e9, 10) }
 
 // everyCapture runs a test once for each capture, with the roles that it is made for: a role that may replicate and one like Heroku's.
 func everyCapture(t *testing.T, test func(t *testing.T, f *fixture)) {
@@ -72,10 +60,9 @@ func everyCapture(t *testing.T, test func(t *testing.T, f *fixture)) {
 	})
 }
 
-// start runs the pair as a new leader would.
-func (f *fixture) start(reverse bool) {
+// lead makes a pair under a new lead.
+func (f *fixture) lead(ctx context.Context) *state.Lead {
 	f.t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
 	pool, err := postgres.Pool(ctx, f.target, postgres.Identity{Migration: f.migration}, "test", 1)
 	if err != nil {
 		f.t.Fatal(err)
@@ -89,8 +76,16 @@ func (f *fixture) start(reverse bool) {
 		f.t.Fatal(err)
 	}
 	f.epoch = lead.Epoch
-	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture,
+	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers,
 		Log: slog.New(slog.NewTextHandler(testWriter{f.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))})
+	return lead
+}
+
+// start runs the pair as a new leader would.
+func (f *fixture) start(reverse bool) {
+	f.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	lead := f.lead(ctx)
 	p := f.pair
 	done := make(chan error, 1)
 	f.done = done
@@ -169,6 +164,15 @@ CREATE TABLE child (id int PRIMARY KEY, plain_id bigint REFERENCES plain ON DELE
 CREATE TABLE touched (id int PRIMARY KEY, n int);
 CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.touched VALUES (NEW.id, 1) ON CONFLICT (id) DO UPDATE SET n = public.touched.n + 1; RETURN NEW; END $$;
 CREATE TRIGGER touch AFTER INSERT OR UPDATE ON child FOR EACH ROW EXECUTE FUNCTION touch();
+CREATE TABLE uniquekey (x int, y int NOT NULL UNIQUE);
+CREATE TABLE deferred (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v text);
+CREATE TABLE animals (name text PRIMARY KEY, legs int);
+CREATE TABLE birds (wings int, PRIMARY KEY (name)) INHERITS (animals);
+CREATE TABLE parent (id int PRIMARY KEY, v text);
+CREATE TABLE dependent (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE CASCADE ON UPDATE CASCADE);
+CREATE TABLE secured (id int PRIMARY KEY, v text);
+ALTER TABLE secured ENABLE ROW LEVEL SECURITY;
+CREATE POLICY nobody ON secured USING (false);
 CREATE MATERIALIZED VIEW totals AS SELECT m, count(*) FROM plain GROUP BY m;
 INSERT INTO plain (v, n, m, p, a, big, j) SELECT 'v' || i, i, (ARRAY['sad', 'ok', 'happy'])[1 + i % 3]::mood, 1 + i % 9, ARRAY[i, NULL, -i], repeat(md5(i::text), i % 400), jsonb_build_object('i', i) FROM generate_series(1, 3000) i;
 INSERT INTO composite SELECT i, 'b' || i % 7, decode(md5(i::text), 'hex') FROM generate_series(1, 1000) i;
@@ -177,6 +181,13 @@ INSERT INTO always (v) SELECT repeat('x', i % 30) FROM generate_series(1, 500) i
 INSERT INTO "Odd ""name" ("select") SELECT 's' || i FROM generate_series(1, 200) i;
 INSERT INTO parts SELECT i, date '2020-01-01' + i % 700, 'p' || i FROM generate_series(1, 1000) i;
 INSERT INTO child SELECT i, i, 'c' FROM generate_series(1, 500) i;
+INSERT INTO uniquekey SELECT i, 10 * i FROM generate_series(1, 100) i;
+INSERT INTO deferred SELECT i, 'd' FROM generate_series(1, 100) i;
+INSERT INTO animals SELECT 'a' || i, 4 FROM generate_series(1, 50) i;
+INSERT INTO birds SELECT 'a' || i, 2, 2 FROM generate_series(40, 90) i;
+INSERT INTO parent SELECT i, 'p' FROM generate_series(1, 60) i;
+INSERT INTO dependent SELECT i, 1 + i % 60 FROM generate_series(1, 200) i;
+INSERT INTO secured SELECT i, 's' FROM generate_series(1, 50) i;
 REFRESH MATERIALIZED VIEW totals;
 `
 
@@ -277,9 +288,25 @@ func randomStatement(r *rand.Rand) string {
 		func() string { return "DELETE FROM parts WHERE id = " + n(1000) },
 		func() string { return "INSERT INTO child VALUES (" + n(100000) + ", NULL, 'n') ON CONFLICT DO NOTHING" },
 		func() string { return "UPDATE child SET v = 'w' WHERE id = " + n(500) },
+		func() string { return "UPDATE uniquekey SET y = y + 1 WHERE x < " + n(5) },
+		func() string {
+			return "INSERT INTO uniquekey VALUES (NULL, " + n(1e6) + "); DELETE FROM uniquekey WHERE x = " + n(100)
+		},
+		func() string { return "UPDATE deferred SET id = 7 - id WHERE id <= 6" }, // all of them collide on the way
+		func() string {
+			return "INSERT INTO deferred SELECT x, 'n' FROM (VALUES (" + n(1000) + ")) v (x) WHERE NOT EXISTS (SELECT FROM deferred WHERE id = x)"
+		},
+		func() string { return "UPDATE animals SET legs = legs + 1 WHERE name = 'a" + n(90) + "'" }, // of both tables
+		func() string { return "UPDATE birds SET name = name || 'b' WHERE name = 'a" + n(90) + "'" },
+		func() string { return "DELETE FROM animals WHERE name = 'a" + n(90) + "'" },
+		func() string { return "INSERT INTO birds VALUES ('a" + n(90) + "', 2, 2) ON CONFLICT DO NOTHING" },
+		func() string { return "UPDATE parent SET id = id + 100 WHERE id = " + n(60) },
+		func() string { return "DELETE FROM parent WHERE id = " + n(200) },
+		func() string { return "INSERT INTO parent VALUES (" + n(60) + ", 'n') ON CONFLICT DO NOTHING" },
+		func() string { return "UPDATE secured SET v = v || 's' WHERE id = " + n(50) },
 	}
 	if r.IntN(400) == 0 {
-		return "TRUNCATE parts_b, composite"
+		return []string{"TRUNCATE parts_b, composite", "TRUNCATE parent CASCADE", "TRUNCATE parts", "TRUNCATE ONLY animals"}[r.IntN(4)]
 	}
 	return all[r.IntN(len(all))]()
 }
