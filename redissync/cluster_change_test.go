@@ -2,6 +2,7 @@ package redissync
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -21,7 +22,7 @@ func TestClustersChangeWhileRunning(t *testing.T) {
 			sides[i] = c
 			r := newClusterRig(t, sides[0], sides[1])
 			ctx := r.ctx()
-			heir := c.AddReplica(t, c.Primaries[0], redistest.Options{})
+			heir := c.AddReplica(t, c.Primaries[0], redistest.Options{Version: os.Getenv("REPLICATOR_TEST_CLUSTER_REDIS")})
 			fillCluster(r.a)
 			p := r.run(false)
 			r.caughtUp()
@@ -48,7 +49,7 @@ func TestClustersChangeWhileRunning(t *testing.T) {
 			moved := slots(c.Primaries[1], 20)
 			move(moved, c.Primaries[1], c.Primaries[2])
 			r.caughtUp()
-			added := c.AddPrimary(t, redistest.Options{})
+			added := c.AddPrimary(t, redistest.Options{Version: os.Getenv("REPLICATOR_TEST_CLUSTER_REDIS")})
 			more := slots(c.Primaries[2], 20)
 			move(more, c.Primaries[2], added)
 			r.caughtUp()
@@ -107,7 +108,7 @@ func (r *clusterRig) lookAgain() {
 func TestAFailoverInAFreezeEndsTheAttempt(t *testing.T) {
 	t.Parallel()
 	c := threeNodes(t)
-	heir := c.AddReplica(t, c.Primaries[0], redistest.Options{})
+	heir := c.AddReplica(t, c.Primaries[0], redistest.Options{Version: os.Getenv("REPLICATOR_TEST_CLUSTER_REDIS")})
 	r := newClusterRig(t, c, nil)
 	ctx := r.ctx()
 	fillCluster(r.a)

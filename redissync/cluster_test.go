@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -46,9 +47,17 @@ func newClusterRig(t *testing.T, source, target *redistest.Cluster) *clusterRig 
 	return &clusterRig{r, [2]*redistest.Cluster{source, target}}
 }
 
+// ctx has the time that a failover may take on a busy machine.
+func (r *clusterRig) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	r.t.Cleanup(cancel)
+	return ctx
+}
+
+// threeNodes starts a cluster, of REPLICATOR_TEST_CLUSTER_REDIS if that is set.
 func threeNodes(t *testing.T) *redistest.Cluster {
 	t.Helper()
-	return redistest.StartCluster(t, 3, redistest.Options{})
+	return redistest.StartCluster(t, 3, redistest.Options{Version: os.Getenv("REPLICATOR_TEST_CLUSTER_REDIS")})
 }
 
 // fillCluster writes values of every type, of which some are big, under keys that go to every primary.

@@ -179,7 +179,7 @@ func (f *feed) ping(ctx context.Context) error {
 func (f *feed) pong(token string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if c := f.pongs[token]; c != nil {
+	if c := f.pongs[token]; c != nil && !f.closed { // a reply may have been read before the feed was closed
 		delete(f.pongs, token)
 		close(c)
 	}

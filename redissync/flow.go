@@ -62,6 +62,7 @@ type flow struct {
 	large        map[keyID]struct{} // keys under which the destination may hold big values
 	originSeen   seen
 	destSeen     seen
+	reset        time.Time                // when the destination's counts began anew
 	written      map[string]int64         // commands of an application's kind that we ran on the destination
 	probe        map[string]chan struct{} // keys that the feed is expected to report
 	verified     map[keyID]struct{}       // dirtied since the last complete verification; nil: there was none

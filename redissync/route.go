@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,6 +53,7 @@ func (s *session) everyNode(ctx context.Context, f func(*session) error) error {
 // MOVED and ASK). What a node redirects it hasn't executed.
 func (s *session) route(ctx context.Context, db int, units []unit) ([][]value, error) {
 	out := make([][]value, len(units))
+	units = slices.Clone(units) // what remains of each
 	todo := make([]int, len(units))
 	for i := range todo {
 		todo[i] = i
@@ -79,16 +81,19 @@ func (s *session) route(ctx context.Context, db int, units []unit) ([][]value, e
 			}
 			groups[address] = append(groups[address], i)
 		}
-		if err := s.runGroups(ctx, db, units, groups, asked, out); err != nil {
+		replies := make([][]value, len(units))
+		if err := s.runGroups(ctx, db, units, groups, asked, replies); err != nil {
 			s.endpoint.topology.doubt()
 			return nil, err
 		}
 		for address, is := range groups {
 			for _, i := range is {
-				r, ok := redirectionOf(out[i])
+				n, r, ok := redirectionOf(units[i].cmds, replies[i])
+				out[i] = append(out[i], replies[i][:n]...)
 				if !ok {
 					continue
 				}
+				units[i].cmds = units[i].cmds[n:]
 				delete(asked, i)
 				left = append(left, i)
 				last = r
@@ -200,19 +205,25 @@ func answered(cmds []command, replies []value) []value {
 	return out
 }
 
-// redirectionOf returns the reply by which a node declines a unit because of its slot.
-func redirectionOf(replies []value) (replyError, bool) {
-	for _, v := range replies {
+// redirectionOf tells how many of a unit's commands were run, and returns the reply by which the node declined the next because of its slot. It
+// has declined all that follow as well, and of a transaction every command.
+func redirectionOf(cmds []command, replies []value) (run int, r replyError, ok bool) {
+	within := false
+	for i, v := range replies {
+		if !within {
+			run = i
+		}
+		within = (within || cmds[i][0] == "MULTI") && cmds[i][0] != "EXEC"
 		if v.kind != kindError {
 			continue
 		}
 		word, _, _ := strings.Cut(v.str, " ")
 		switch word {
 		case "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN":
-			return replyError(v.str), true
+			return run, replyError(v.str), true
 		}
 	}
-	return "", false
+	return len(replies), "", false
 }
 
 // owner is the session that a key's commands go through: s itself for a single server. Without a key, any primary's.

@@ -68,3 +68,29 @@ func TestAskingGoesBeforeEachCommandOrTransaction(t *testing.T) {
 		}
 	}
 }
+
+// TestOnlyWhatWasDeclinedIsRepeated: commands before a redirection have been run, and must not be run again.
+func TestOnlyWhatWasDeclinedIsRepeated(t *testing.T) {
+	ok, moved := value{kind: kindSimple, str: "OK"}, value{kind: kindError, str: "ASK 1 h:1"}
+	aborted := value{kind: kindError, str: "EXECABORT"}
+	for _, c := range []struct {
+		cmds    string
+		replies []value
+		run     int
+		ok      bool
+	}{
+		{"RPUSH RPUSH RPUSH", []value{ok, moved, moved}, 1, true},
+		{"RPUSH MULTI SET EXEC", []value{ok, ok, moved, aborted}, 1, true},
+		{"MULTI SET EXEC SET", []value{ok, ok, ok, moved}, 3, true},
+		{"MULTI SET EXEC", []value{ok, ok, {kind: kindError, str: "EXECABORT out of memory"}}, 3, false},
+		{"SET", []value{{kind: kindError, str: "WRONGTYPE"}}, 1, false},
+	} {
+		var cmds []command
+		for _, w := range strings.Fields(c.cmds) {
+			cmds = append(cmds, command{w, "k"})
+		}
+		if run, _, ok := redirectionOf(cmds, c.replies); run != c.run || ok != c.ok {
+			t.Errorf("%s: %d were run, redirected %v; want %d, %v", c.cmds, run, ok, c.run, c.ok)
+		}
+	}
+}

@@ -159,6 +159,10 @@ var writes = strings.Fields(`append bitfield bitop blmove blmpop blpop brpop brp
 	sinterstore smove sort spop srem sunionstore swapdb xack xadd xautoclaim xclaim xdel xreadgroup xsetid xtrim zadd zdiffstore
 	zincrby zinterstore zmpop zpopmax zpopmin zrangestore zrem zremrangebylex zremrangebyrank zremrangebyscore zunionstore`)
 
+// settleTime is how long after a restart, a failover or a move of slots the destination's counts may tell of writes of ours: those that were
+// counted before and run after.
+const settleTime = 10 * time.Second
+
 // lookAtDestination notes a gap where the destination has lost or changed data, and names strangers that write there.
 func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
 	y, err := s.relearn(ctx)
@@ -179,6 +183,10 @@ func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
 		}
 	}
 	f.destSeen = now
+	if was.ok && (was.runID != now.runID || was.layout != now.layout) {
+		f.reset = time.Now()
+	}
+	settling := time.Since(f.reset) < settleTime
 	f.wake()
 	f.mu.Unlock()
 	f.judgeRole(info, f.destination)
@@ -206,7 +214,7 @@ func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
 			names = append(names, c)
 		}
 	}
-	if strays > 0 && !f.gate.shutFor(shutDrained) { // drained: the application may have been let in already
+	if strays > 0 && !settling && !f.gate.shutFor(shutDrained) { // drained: the application may have been let in already
 		total := f.pair.strays.Add(strays)
 		who := ""
 		if clients := writingClients(ctx, s); len(clients) > 0 {

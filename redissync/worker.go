@@ -123,6 +123,10 @@ func (f *flow) copyDatabase(ctx context.Context, origin, destination *session, v
 					err = f.storeOtherwise(ctx, origin, destination, e.id, got[i], offset)
 				}
 				if err != nil && !errors.Is(err, errMoved) { // a key that moved is marked again already
+					if !ofTheKey(err) { // a connection's trouble: what is done is done, the rest is tried again
+						f.copiedKeys(copied, contents, time.Since(started))
+						return err
+					}
 					f.refuse(e, err)
 					delete(left, k)
 					continue
