@@ -33,13 +33,13 @@ demo: ## run the demo: a live shop moved from one pair of servers to another (AR
 
 .PHONY: test
 test: ## run every test on real servers with the race detector, at most 12 minutes
-	@scripts/install-tools pg redis versions redisversions prometheus gotestsum
+	@scripts/install-tools pg redis versions redisversions sidekiq prometheus gotestsum
 	@timeout --kill-after=30s 12m $(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg -- \
 		-race -count 1 -p $(PARALLEL) -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(PACKAGES)
 
 .PHONY: soak
 soak: ## run the long tests in full: every seed, every version pair (hours)
-	@scripts/install-tools pg redis versions redisversions prometheus gotestsum
+	@scripts/install-tools pg redis versions redisversions sidekiq prometheus gotestsum
 	@REPLICATOR_SOAK=1 $(TOOLS)/gotestsum --format standard-verbose -- \
 		-p 1 -count 1 -timeout $(SOAK_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(PACKAGES)
 

@@ -108,7 +108,7 @@ func TestTheSourceFailsOver(t *testing.T) {
 			r.o.SourceURL = "redis://" + front.listener.Addr().String()
 			p := r.run(false)
 			r.caughtUp()
-			s := startStorm(r.source, testSeed(t), 2, false)
+			s := (&storm{url: r.source.URL()}).start(testSeed(t), 2, 0)
 			cut, stop := context.WithCancel(ctx)
 			var cutting sync.WaitGroup
 			cutting.Go(func() { cutFeeds(cut, r.source, heir) })
@@ -135,8 +135,8 @@ func TestTheSourceFailsOver(t *testing.T) {
 				}
 				return
 			}
-			s = startStorm(heir, testSeed(t), 2, true)
-			eventually(t, "the successor is followed", func() bool { _, ok := contents(t, r.b)[keyID{0, "after"}]; return ok || s.count() > 3000 })
+			s = (&storm{url: heir.URL(), upheavals: true}).start(testSeed(t), 2, 0)
+			eventually(t, "the successor is followed", func() bool { _, ok := contents(t, r.b)[keyID{0, "after"}]; return ok || s.sent.Load() > 3000 })
 			s.end()
 			stop()
 			cutting.Wait()

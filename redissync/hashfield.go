@@ -58,13 +58,15 @@ func readHash(ctx context.Context, s *session, db int, key string, more ...comma
 		return h, nil, fmt.Errorf("HKEYS %s: %w: %w", show(key), errMoved, err)
 	}
 	fields := r[0][0].strings()
-	cmds := []command{{"MULTI"}, {"HGETALL", key}}
+	// The expiries come before the values: time goes on within a transaction, and a field with a value but no longer an expiry would be taken
+	// for one that never expires.
+	cmds := []command{{"MULTI"}}
 	var asked [][]string
 	for part := range slices.Chunk(fields, argumentsAtOnce) {
 		asked = append(asked, part)
 		cmds = append(cmds, slices.Concat(command{"HPEXPIRETIME", key, "FIELDS", strconv.Itoa(len(part))}, part))
 	}
-	cmds = append(append(cmds, more...), command{"EXEC"})
+	cmds = slices.Concat(cmds, []command{{"HGETALL", key}}, more, []command{{"EXEC"}})
 	if r, err = s.exec(ctx, db, []unit{{key, cmds}}); err != nil {
 		return h, nil, err
 	}
@@ -72,26 +74,32 @@ func readHash(ctx context.Context, s *session, db int, key string, more ...comma
 	if err := x.err(); err != nil {
 		return h, nil, fmt.Errorf("read hash %s: %w", show(key), err)
 	}
-	if len(x.items) != 1+len(asked)+len(more) || x.items[0].err() != nil {
+	if len(x.items) != 1+len(asked)+len(more) || x.items[len(asked)].err() != nil {
 		return h, nil, errMoved
 	}
-	h.pairs, h.expires = x.items[0].strings(), map[string]int64{}
-	known := map[string]bool{}
+	until := map[string]int64{}
 	for i, part := range asked {
-		times := x.items[1+i]
+		times := x.items[i]
 		if times.err() != nil || len(times.items) != len(part) {
 			return h, nil, errMoved // gone, or of another type by now
 		}
 		for j, field := range part {
-			known[field] = true
-			if t := times.items[j].num; t >= 0 {
-				h.expires[field] = t
-			}
+			until[field] = times.items[j].num
 		}
 	}
-	for i := 0; i < len(h.pairs); i += 2 {
-		if !known[h.pairs[i]] {
+	h.expires = map[string]int64{}
+	all := x.items[len(asked)].strings()
+	for i := 0; i+1 < len(all); i += 2 {
+		t, known := until[all[i]]
+		if !known { // it came since the names were read
 			return h, nil, errMoved
+		}
+		if t == gone { // expired, though the server still shows it
+			continue
+		}
+		h.pairs = append(h.pairs, all[i], all[i+1])
+		if t >= 0 {
+			h.expires[all[i]] = t
 		}
 	}
 	return h, x.items[1+len(asked):], nil

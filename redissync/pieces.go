@@ -148,7 +148,10 @@ func (b *bigValue) readUnordered(ctx context.Context, cursor string) (piece, err
 	p := piece{next: v.items[0].str}
 	if b.kind == "hash" {
 		p.elements = pairsOf(v.items[1].items)
-		return p, b.readExpiries(ctx, p.elements)
+		err := b.readExpiries(ctx, p.elements)
+		// Fields that have expired since would otherwise be taken for some that never do, and no feed tells of their expiry.
+		p.elements = slices.DeleteFunc(p.elements, func(e element) bool { return e.expires == gone })
+		return p, err
 	}
 	for _, x := range v.items[1].items {
 		p.elements = append(p.elements, element{name: x.str})
@@ -156,7 +159,7 @@ func (b *bigValue) readUnordered(ctx context.Context, cursor string) (piece, err
 	return p, nil
 }
 
-// readExpiries adds the fields' expiries, where the server knows such.
+// readExpiries adds the fields' expiries, where the server knows such; gone if a field isn't there any more.
 func (b *bigValue) readExpiries(ctx context.Context, fields []element) error {
 	if !b.timed || len(fields) == 0 {
 		return nil
@@ -170,7 +173,10 @@ func (b *bigValue) readExpiries(ctx context.Context, fields []element) error {
 		return err
 	}
 	for i := range min(len(v.items), len(fields)) {
-		if n := v.items[i].num; n > 0 {
+		switch n := v.items[i].num; {
+		case n == gone:
+			fields[i].expires = gone
+		case n > 0:
 			fields[i].expires, b.expiry = n, true
 		}
 	}

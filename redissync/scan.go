@@ -212,12 +212,13 @@ func (f *flow) differing(ctx context.Context, origin, destination *session, here
 		return ok, err
 	}
 	err := fetchBoth(ctx, origin, destination, here.version, there.version, db, keys, f.pair.o.bigBytes(), big, func(k string, g, have content) error {
+		fresh := false // its groups may have changed since it was read, of which no feed tells
 		if g.isStream() {
 			f.mu.Lock()
-			f.noteStreamLocked(keyID{db, k}, g)
+			fresh = f.noteStreamLocked(keyID{db, k}, g)
 			f.mu.Unlock()
 		}
-		if g.body() != have.body() || !near(expiryThere(g, offset), have.expires, f.tolerance()) {
+		if fresh || g.body() != have.body() || !near(expiryThere(g, offset), have.expires, f.tolerance()) {
 			out = append(out, k)
 		}
 		return nil

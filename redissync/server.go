@@ -213,18 +213,20 @@ func clockOffset(ctx context.Context, origin, destination *session) (offset, sla
 	return offset, slack, nil
 }
 
-// agreeing is up to where two clocks count as the same.
-const agreeing = 20 * time.Millisecond
+// agreeing is up to where two clocks count as the same, so that equal expiries stay equal.
+const agreeing = 2 * time.Millisecond
+
+// drifting is how far clocks that nobody keeps in step may drift between two measurements.
+const drifting = 25 * time.Millisecond
 
 func judgeOffset(ahead, exact time.Duration) (offset, slack time.Duration) {
-	if ahead.Abs() <= agreeing/4+exact {
-		return 0, 0
-	}
-	slack = agreeing + 5*time.Millisecond + 2*exact
 	if ahead.Abs() <= agreeing+exact {
-		return 0, slack
+		if exact < time.Millisecond {
+			return 0, 0
+		}
+		return 0, 3 * exact // measured again, the same clocks may seem to differ by so much more
 	}
-	return ahead.Round(time.Millisecond), slack
+	return ahead.Round(time.Millisecond), drifting + 2*exact
 }
 
 // clientInfo is one line of CLIENT LIST.

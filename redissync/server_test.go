@@ -8,7 +8,7 @@ import (
 func TestExpiriesAreCorrectedOnlyForClocksThatDiffer(t *testing.T) {
 	const ms = time.Millisecond
 	for _, c := range []struct{ ahead, exact, offset, slack time.Duration }{
-		{0, ms, 0, 0}, {-3 * ms, 0, 0, 0}, {15 * ms, ms, 0, 27 * ms}, {-2 * time.Second, ms, -2 * time.Second, 27 * ms}, {300 * ms, 25 * ms, 300 * ms, 75 * ms},
+		{0, ms / 2, 0, 0}, {-2 * ms, 0, 0, 0}, {3 * ms, 2 * ms, 0, 6 * ms}, {15 * ms, ms, 15 * ms, 27 * ms}, {-2 * time.Second, ms, -2 * time.Second, 27 * ms}, {300 * ms, 25 * ms, 300 * ms, 75 * ms},
 	} {
 		offset, slack := judgeOffset(c.ahead, c.exact)
 		if offset != c.offset || slack != c.slack {

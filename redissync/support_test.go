@@ -3,11 +3,9 @@ package redissync
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +21,17 @@ type client struct {
 
 func dialServer(t *testing.T, srv *redistest.Server) *client {
 	t.Helper()
-	e, err := parseEndpoint(srv.URL(), TLS{CAFile: srv.CAFile()})
+	return dialAt(t, srv.URL(), TLS{CAFile: srv.CAFile()})
+}
+
+func dialURL(t *testing.T, url string) *client {
+	t.Helper()
+	return dialAt(t, url, TLS{})
+}
+
+func dialAt(t *testing.T, url string, trust TLS) *client {
+	t.Helper()
+	e, err := parseEndpoint(url, trust)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,9 +95,7 @@ func (c *client) lines(text string) {
 }
 
 type rig struct {
-	short          bool          // one trouble only
 	patience       time.Duration // how long anything may take; 40 s if zero
-	versions       [2]string
 	t              *testing.T
 	source, target *redistest.Server
 	a, b           *client
@@ -158,148 +164,6 @@ func (r *rig) caughtUp() {
 	if err := r.pair.CaughtUp(r.ctx()); err != nil {
 		r.t.Fatalf("not caught up: %v; status %+v", err, r.pair.Status())
 	}
-}
-
-// equal fails unless both servers hold the same keys, values and expiries. It reads them by its own means.
-func (r *rig) equal() {
-	r.t.Helper()
-	a, b := contents(r.t, r.a), contents(r.t, r.b)
-	bad := 0
-	for k, x := range a {
-		y, ok := b[k]
-		if ok && x.value == y.value && near(x.expires, y.expires, 5*time.Millisecond) {
-			continue
-		}
-		if !ok && x.expires != 0 && x.expires <= time.Now().Add(50*time.Millisecond).UnixMilli() {
-			continue // expired between the two readings
-		}
-		if bad++; bad < 10 {
-			r.t.Errorf("key %v: source %q expires %d, target %q expires %d (there: %v)", k, clipS(x.value), x.expires, clipS(y.value), y.expires, ok)
-		}
-	}
-	for k, y := range b {
-		if _, ok := a[k]; !ok && (y.expires == 0 || y.expires > time.Now().UnixMilli()) {
-			if bad++; bad < 10 {
-				r.t.Errorf("key %v is on the target only: %q", k, clipS(y.value))
-			}
-		}
-	}
-	if bad > 0 {
-		r.t.Fatalf("%d keys differ of %d and %d", bad, len(a), len(b))
-	}
-}
-
-func clipS(s string) string { return s[:min(len(s), 60)] }
-
-type whole struct {
-	value   string
-	expires int64
-}
-
-// contents reads everything but replicator's own keys by plain commands.
-func contents(t *testing.T, c *client) map[keyID]whole {
-	t.Helper()
-	out := map[keyID]whole{}
-	ctx := context.Background()
-	info, err := readInfo(ctx, c.s, "keyspace")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for db := range info.databases {
-		err := scanKeys(ctx, c.s, db, Options{}, func(keys []string) error {
-			for _, k := range keys {
-				v, err := plainValue(ctx, c.s, db, k)
-				if err != nil {
-					return err
-				}
-				x, err := c.s.exec(ctx, db, []unit{{k, []command{{"MULTI"}, {"PTTL", k}, {"TIME"}, {"EXEC"}}}})
-				if err != nil {
-					return err
-				}
-				left, now := x[0][3].items[0].num, x[0][3].items[1].strings()
-				sec, _ := strconv.ParseInt(now[0], 10, 64)
-				usec, _ := strconv.ParseInt(now[1], 10, 64)
-				if left >= 0 {
-					left += sec*1000 + usec/1000
-				}
-				if v != "none" && left != -2 {
-					out[keyID{db, k}] = whole{v, max(0, left)}
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	c.s.exec(ctx, 0, []unit{{"", []command{{"PING"}}}})
-	return out
-}
-
-func plainValue(ctx context.Context, s *session, db int, key string) (string, error) {
-	r, err := s.exec(ctx, db, []unit{{key, []command{{"TYPE", key}}}})
-	if err != nil {
-		return "", err
-	}
-	var cmds []command
-	switch r[0][0].str {
-	case "string":
-		cmds = []command{{"GET", key}}
-	case "list":
-		cmds = []command{{"LRANGE", key, "0", "-1"}}
-	case "set":
-		cmds = []command{{"SMEMBERS", key}}
-	case "hash":
-		cmds = []command{{"HGETALL", key}}
-	case "zset":
-		cmds = []command{{"ZRANGE", key, "0", "-1", "WITHSCORES"}}
-	case "stream":
-		cmds = []command{{"XRANGE", key, "-", "+"}, {"XINFO", "GROUPS", key}}
-	default:
-		return "none", nil
-	}
-	r, err = s.exec(ctx, db, []unit{{key, cmds}})
-	if err != nil {
-		return "", err
-	}
-	text := ""
-	for i, v := range r[0] {
-		if cmds[0][0] == "SMEMBERS" {
-			slices.SortFunc(v.items, func(a, b value) int { return strings.Compare(a.str, b.str) })
-		}
-		if cmds[0][0] == "XRANGE" && i == 1 { // newer servers tell more of a group
-			for g := range v.items {
-				v.items[g].items = v.items[g].items[:min(len(v.items[g].items), 8)]
-			}
-		}
-		if cmds[0][0] == "HGETALL" {
-			v.items = []value{{kind: kindBulk, str: strings.Join(sortedPairs(v.strings()), ",")}}
-		}
-		if cmds[0][0] == "ZRANGE" { // servers print scores differently
-			for i := 1; i < len(v.items); i += 2 {
-				score, _ := strconv.ParseFloat(v.items[i].str, 64)
-				v.items[i].str = strconv.FormatFloat(score, 'g', -1, 64)
-			}
-		}
-		text += fmt.Sprint(flat(v)) + "\n"
-	}
-	return text, nil
-}
-
-func flat(v value) any {
-	switch {
-	case v.null:
-		return nil
-	case v.kind == kindInt:
-		return v.num
-	case len(v.items) > 0:
-		out := make([]any, len(v.items))
-		for i := range v.items {
-			out[i] = flat(v.items[i])
-		}
-		return out
-	}
-	return strconv.Quote(v.str)
 }
 
 // eventually waits for a condition.

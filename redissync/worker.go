@@ -142,22 +142,33 @@ func (f *flow) copyDatabase(ctx context.Context, origin, destination *session, v
 	return slices.Collect(maps.Values(left)), err
 }
 
-// copiedKeys takes note of keys that are on the destination now.
+// copiedKeys takes note of keys that are on the destination now. A key that has turned out to be a stream only by this copy stays
+// dirty: no feed tells of changes to its groups, and those made since it was read would be missed by all who ask for streams meanwhile.
 func (f *flow) copiedKeys(es []*entry, got []content, took time.Duration) {
-	rests := make([]time.Duration, len(es))
+	var rests []time.Duration
+	var done, again []*entry
 	var total int64
 	for _, c := range got {
 		total += c.size
 	}
-	for i, c := range got {
-		if c.size >= costly {
-			rests[i] = restAfter(c.size, time.Duration(float64(took)*float64(c.size)/float64(total)))
+	fresh := f.noteCopies(es, got)
+	for i, e := range es {
+		if fresh[i] {
+			again = append(again, e)
+			continue
 		}
+		rest := time.Duration(0)
+		if size := got[i].size; size >= costly {
+			rest = restAfter(size, time.Duration(float64(took)*float64(size)/float64(total)))
+		}
+		done, rests = append(done, e), append(rests, rest)
 	}
-	f.noteCopies(es, got)
-	f.queue.done(es, rests)
-	f.copied.Add(int64(len(es)))
-	f.pair.o.Metrics.Copied(len(es))
+	f.queue.done(done, rests)
+	if len(again) > 0 {
+		f.queue.back(again, 0)
+	}
+	f.copied.Add(int64(len(done)))
+	f.pair.o.Metrics.Copied(len(done))
 }
 
 // refuse names a key that the destination would not take, and has it tried again later.
@@ -202,12 +213,16 @@ func ofTheKey(err error) bool {
 	return isReplyError(err) || errors.As(err, &h)
 }
 
-// noteCopies remembers which keys hold streams, and which were touched since the last complete verification.
-func (f *flow) noteCopies(es []*entry, got []content) {
+// noteCopies remembers which keys hold streams, and which were touched since the last complete verification. It tells which of them
+// weren't known to be streams.
+func (f *flow) noteCopies(es []*entry, got []content) (fresh map[int]bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	fresh = map[int]bool{}
 	for i, e := range es {
-		f.noteStreamLocked(e.id, got[i])
+		if f.noteStreamLocked(e.id, got[i]) {
+			fresh[i] = true
+		}
 		if got[i].overLarge {
 			delete(f.large, e.id)
 		}
@@ -218,14 +233,18 @@ func (f *flow) noteCopies(es []*entry, got []content) {
 	if len(f.verified) > maxTouched {
 		f.verified, f.verifiedFull = nil, false
 	}
+	return fresh
 }
 
-func (f *flow) noteStreamLocked(id keyID, c content) {
-	if !c.isStream() {
+func (f *flow) noteStreamLocked(id keyID, c content) (fresh bool) {
+	_, known := f.streams[id]
+	switch {
+	case !c.isStream():
 		delete(f.streams, id)
-	} else if _, ok := f.streams[id]; !ok {
+	case !known:
 		f.streams[id] = ""
 	}
+	return c.isStream() && !known
 }
 
 // facts returns what copying needs to know of both servers, as the watch has last seen it.

@@ -29,6 +29,8 @@ type Options struct {
 	Password string
 	// TLS makes the server speak TLS only, with a certificate made for it; CAFile holds the authority.
 	TLS bool
+	// ClockAhead is how far the server's clock is ahead of ours, in whole milliseconds.
+	ClockAhead time.Duration
 	// Persistent keeps the data over a restart (an append-only file, written at every command).
 	Persistent bool
 }
@@ -140,6 +142,12 @@ func (s *Server) Start(ctx context.Context) error {
 		return err
 	}
 	cmd := exec.Command(s.o.Binary, file)
+	if s.o.ClockAhead != 0 {
+		var err error
+		if cmd.Env, err = clockEnvironment(s.dir, s.o.ClockAhead); err != nil {
+			return err
+		}
+	}
 	// In a group of its own, a terminal's Ctrl-C reaches only us.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	// Pdeathsig follows the thread that started the process: start it from one that lives as long as we do.
