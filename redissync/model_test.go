@@ -169,7 +169,10 @@ func newModel(t *testing.T, source, target, feed string, seed uint64) *model {
 	m.o.SourceURL, m.o.TargetURL = m.url(0), m.url(1)
 	m.a, m.b = dialURL(t, m.o.SourceURL), dialURL(t, m.o.TargetURL)
 	if feed == "pieces" {
-		m.o.BigBytes, m.pace = 1, 50*time.Millisecond
+		m.o.BigBytes = 1
+	}
+	if feed == "pieces" || !soak() { // the race detector is slow
+		m.pace = 50 * time.Millisecond
 	}
 	ctx := m.ctx()
 	m.fields, m.functions = true, true
