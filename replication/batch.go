@@ -32,12 +32,15 @@ type Batch struct {
 	// Received is when the first change or mark arrived, by our own clock.
 	Received time.Time
 
-	values []Value
-	chunk  []byte
+	memory
 }
 
 // NewBatch returns an empty batch of whole transactions.
-func NewBatch() *Batch { return &Batch{First: true, Last: true} }
+func NewBatch() *Batch {
+	b := batches.Get().(*Batch)
+	b.First, b.Last = true, true
+	return b
+}
 
 // PositionOnly tells whether the batch carries no transaction and only moves the position.
 func (b *Batch) PositionOnly() bool {
@@ -58,7 +61,8 @@ func (b *Batch) Token() string {
 }
 
 // Cut splits a batch of whole transactions before the first transaction for which stop answers true. It returns the batch
-// itself and nil where no transaction stops it, and nil and the batch where the first one does. Both parts share memory.
+// itself and nil where no transaction stops it, and nil and the batch where the first one does. Both parts share memory,
+// which is then left to the garbage collector.
 func (b *Batch) Cut(stop func(Mark) bool) (head, tail *Batch) {
 	for i, m := range b.Marks {
 		if !stop(m) {
@@ -68,6 +72,7 @@ func (b *Batch) Cut(stop func(Mark) bool) (head, tail *Batch) {
 			return nil, b
 		}
 		at := b.Marks[i-1].End
+		b.shared = true
 		h, t := *b, *b
 		h.Changes, h.Marks, h.Position = b.Changes[:at:at], b.Marks[:i:i], b.Marks[i-1].Position
 		t.Changes = b.Changes[at:]
@@ -79,34 +84,4 @@ func (b *Batch) Cut(stop func(Mark) bool) (head, tail *Batch) {
 		return &h, &t
 	}
 	return b, nil
-}
-
-// Keep copies data into the batch's own memory and returns the copy.
-func (b *Batch) Keep(data []byte) []byte {
-	if len(data) > cap(b.chunk)-len(b.chunk) {
-		size := 64 << 10
-		if len(data) > size/4 {
-			// A large value gets its own memory, so that it doesn't waste the rest of a chunk.
-			out := make([]byte, len(data))
-			copy(out, data)
-			b.Bytes += len(data)
-			return out
-		}
-		b.chunk = make([]byte, 0, size)
-	}
-	n := len(b.chunk)
-	b.chunk = append(b.chunk, data...)
-	b.Bytes += len(data)
-	return b.chunk[n:len(b.chunk):len(b.chunk)]
-}
-
-// Values returns a slice of n zero values out of the batch's own memory.
-func (b *Batch) Values(n int) []Value {
-	if n > cap(b.values)-len(b.values) {
-		b.values = make([]Value, 0, max(1024, n))
-	}
-	at := len(b.values)
-	b.values = b.values[:at+n]
-	b.Bytes += n * 32
-	return b.values[at : at+n : at+n]
 }

@@ -2,6 +2,7 @@ package logical
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"sync"
@@ -28,8 +29,13 @@ type builder struct {
 	open      bool // between Begin and Commit
 	begin     begin
 	token     string
+	first     int  // how many chunks cur held when the open transaction began
 	pieces    bool // the open transaction has already given a piece
 	closed    bool // the last piece of such a transaction waits to be taken
+	// behind: the last transaction was sent long after its commit, by the server's own clock.
+	behind bool
+	// patient: the deliverer waits for a larger batch.
+	patient bool
 	// reached is the place up to which everything has been handed over or is in cur. A server that has just started to send names places
 	// before it.
 	reached uint64
@@ -56,40 +62,52 @@ func signal(c chan struct{}) {
 	}
 }
 
-// add decodes one message into the current batch and then waits until the batch is within its bounds again.
+// add decodes one message into the current batch and then waits until the batch is within its bounds again. The message may be used
+// again.
 func (b *builder) add(ctx context.Context, data []byte) error {
 	b.mu.Lock()
-	err := b.decode(data)
-	full := b.full()
-	if len(b.cur.Marks) > 0 || full {
-		signal(b.filled)
-	}
-	b.mu.Unlock()
-	if err != nil || !full {
+	defer b.mu.Unlock()
+	if err := b.decode(data, nil, 0); err != nil {
 		return err
 	}
-	for {
+	b.tell()
+	return b.room(ctx)
+}
+
+// tell says that something may be taken, if so. The caller holds mu.
+func (b *builder) tell() {
+	if (len(b.cur.Marks) > 0 || b.full() || b.cur.Position != "") && !(b.patient && b.small()) {
+		signal(b.filled)
+	}
+}
+
+// room waits until the batch is within its bounds. The caller holds mu, which is free meanwhile.
+func (b *builder) room(ctx context.Context) error {
+	for b.full() {
+		b.mu.Unlock()
+		var err error
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			err = ctx.Err()
 		case <-b.taken:
 		}
 		b.mu.Lock()
-		full = b.full()
-		b.mu.Unlock()
-		if !full {
-			return nil
+		if err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 // full tells whether the reader must wait: the batch is at its bounds, or it ends a transaction that came in pieces.
 func (b *builder) full() bool {
 	// Transactions that change nothing of ours count too: servers before 15 send each of them.
-	return b.closed || len(b.cur.Changes) >= b.limits.Changes || len(b.cur.Marks) >= b.limits.Changes || b.cur.Bytes >= b.limits.Bytes
+	return b.closed || len(b.cur.Changes) >= b.limits.Changes || len(b.cur.Marks) >= b.limits.Changes || b.cur.Bytes >= b.limits.Bytes || b.cur.Held() >= 2*max(b.limits.Bytes, replication.ChunkSize)
 }
 
-func (b *builder) decode(data []byte) error {
+// decode decodes one message, which was sent at that time, in microseconds since 2000 by the server's clock (0: unknown). Values lie in chunk
+// afterwards, or where that is nil are copied. The caller holds mu.
+func (b *builder) decode(data []byte, chunk *replication.Chunk, sent int64) error {
 	if len(data) == 0 {
 		return fmt.Errorf("decode pgoutput message: %w", errTruncated)
 	}
@@ -104,7 +122,7 @@ func (b *builder) decode(data []byte) error {
 		if b.begin, err = decodeBegin(m); err != nil {
 			return err
 		}
-		b.open, b.token = true, ""
+		b.open, b.token, b.first = true, "", b.cur.Chunks()
 		return nil
 	case 'C':
 		c, err := decodeCommit(m)
@@ -115,6 +133,7 @@ func (b *builder) decode(data []byte) error {
 			return fmt.Errorf("the stream went back: a transaction ends at %s, while %s was reached", position(c.End), position(b.reached))
 		}
 		b.reached = c.End
+		b.behind = sent != 0 && sent-c.At.Sub(postgresEpoch).Microseconds() > lagging.Microseconds()
 		b.end(replication.Mark{End: len(b.cur.Changes), Position: position(c.End), Commit: c.At, Token: b.token})
 		return nil
 	case 'R':
@@ -128,7 +147,7 @@ func (b *builder) decode(data []byte) error {
 		}
 		return nil
 	case 'I', 'U', 'D':
-		return b.row(kind, data[1:])
+		return b.row(kind, data[1:], chunk)
 	case 'T':
 		c, err := decodeTruncate(m, b.relations)
 		if err != nil {
@@ -155,13 +174,20 @@ func same(a, b *replication.Relation) bool {
 	return a != nil && a.Name == b.Name && a.ReplicaIdentity == b.ReplicaIdentity && slices.Equal(a.Columns, b.Columns)
 }
 
-func (b *builder) row(kind byte, data []byte) error {
-	head := message{data: data}
-	r := b.relations[head.uint32()]
-	if r != nil && r.Name != heartbeat && !b.needs(r) {
-		return nil
+func (b *builder) row(kind byte, data []byte, chunk *replication.Chunk) error {
+	if len(data) >= 4 {
+		r := b.relations[binary.BigEndian.Uint32(data)]
+		if r != nil && r.Name != heartbeat && !b.needs(r) {
+			return nil
+		}
 	}
-	c, err := decodeRow(kind, &message{data: b.cur.Keep(data)}, b.relations, b.cur)
+	if chunk != nil {
+		b.cur.Hold(chunk)
+		b.cur.Bytes += len(data)
+	} else {
+		data = b.cur.Keep(data)
+	}
+	c, err := decodeRow(kind, &message{data: data}, b.relations, b.cur)
 	if err != nil {
 		return err
 	}
@@ -196,12 +222,43 @@ func (b *builder) end(m replication.Mark) {
 func (b *builder) advance(lsn pglogrepl.LSN) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.advanced(lsn)
+}
+
+// advanced is advance for a caller that holds mu.
+func (b *builder) advanced(lsn pglogrepl.LSN) {
 	if b.open || b.closed || uint64(lsn) <= b.reached {
 		return
 	}
 	b.reached = uint64(lsn)
 	b.cur.Position = position(uint64(lsn))
 	signal(b.filled)
+}
+
+// lagging is how far behind its commit a transaction must be sent for larger batches to be worth waiting for; patience is how long that
+// may take.
+const (
+	lagging  = 500 * time.Millisecond
+	patience = 50 * time.Millisecond
+)
+
+// early is how long to wait for a larger batch before taking what there is: on a stream that is behind, what a batch costs by itself and
+// what the rows of a larger one have in common count for more than the wait.
+func (b *builder) early() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.patient = false
+	if !b.behind || !b.small() || b.cur.Received.IsZero() {
+		return 0
+	}
+	wait := patience - time.Since(b.cur.Received)
+	b.patient = wait > 0
+	return wait
+}
+
+// small tells whether there is room for much more in the batch.
+func (b *builder) small() bool {
+	return !b.closed && !b.full() && len(b.cur.Changes) < b.limits.Changes/2 && b.cur.Bytes < b.limits.Bytes/2
 }
 
 // take removes what may be applied now: the whole transactions so far, a piece of the open one if it is over the bounds, or a
@@ -214,50 +271,28 @@ func (b *builder) take() *replication.Batch {
 	case b.closed:
 		b.closed, b.pieces = false, false
 		cur.First, cur.Last = false, true
-		b.cur = batchAfter(cur)
+		b.cur = replication.NewBatch()
 	case len(cur.Marks) > 0:
-		b.cur = batchAfter(cur)
 		if b.open {
 			// The open transaction's first changes go on in a batch of their own.
-			at := cur.Marks[len(cur.Marks)-1].End
-			for _, c := range cur.Changes[at:] {
-				b.cur.Bytes += size(c)
-			}
-			b.cur.Changes = append(b.cur.Changes, cur.Changes[at:]...)
+			b.cur = cur.Split(cur.Marks[len(cur.Marks)-1].End, b.first)
 			b.cur.Received = time.Now()
-			cur.Changes = cur.Changes[:at:at]
+		} else {
+			b.cur = replication.NewBatch()
 		}
 	case b.open && b.full():
 		cur.First, cur.Last = !b.pieces, false
 		cur.Position = ""
 		b.pieces = true
-		b.cur = batchAfter(cur)
+		b.cur = replication.NewBatch()
 	case !b.open && cur.Position != "":
 		b.cur = replication.NewBatch()
 	default:
 		return nil
 	}
+	b.first = 0
 	signal(b.taken)
 	return cur
-}
-
-// batchAfter returns an empty batch with room for half as many changes as the last one has.
-func batchAfter(last *replication.Batch) *replication.Batch {
-	b := replication.NewBatch()
-	b.Changes = make([]replication.Change, 0, len(last.Changes)/2)
-	b.Marks = make([]replication.Mark, 0, len(last.Marks)/2)
-	return b
-}
-
-func size(c replication.Change) int {
-	n := 32 * (len(c.Old) + len(c.New))
-	for _, v := range c.Old {
-		n += len(v.Data)
-	}
-	for _, v := range c.New {
-		n += len(v.Data)
-	}
-	return n
 }
 
 // position formats an LSN as pg_lsn's text form does, once a transaction.

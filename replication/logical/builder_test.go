@@ -125,7 +125,7 @@ func TestBuilderInterleavings(t *testing.T) {
 		feed := func(data []byte) {
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			if err := b.decode(data); err != nil {
+			if err := b.decode(data, nil, 0); err != nil {
 				t.Fatal(err)
 			}
 		}

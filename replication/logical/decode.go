@@ -149,27 +149,37 @@ func decodeTuple(m *message, r *replication.Relation, b *replication.Batch, key 
 		return nil, fmt.Errorf("tuple of %d columns for %s, which has %d", n, r.Name, len(r.Columns))
 	}
 	out := b.Values(n)
+	data := m.data
 	for i := range out {
-		kind := replication.ValueKind(m.uint8())
+		if len(data) == 0 {
+			return nil, errTruncated
+		}
+		kind := replication.ValueKind(data[0])
 		switch kind {
 		case replication.Null, replication.Unchanged:
 			out[i].Kind = kind
+			data = data[1:]
 		case replication.Text, replication.Binary:
-			out[i].Kind = kind
-			out[i].Data = m.take(int(int32(m.uint32())))
-		default:
-			if m.bad {
+			if len(data) < 5 {
 				return nil, errTruncated
 			}
+			end := 5 + int64(int32(binary.BigEndian.Uint32(data[1:])))
+			if end < 5 || end > int64(len(data)) {
+				return nil, errTruncated
+			}
+			if !key || r.Columns[i].Key {
+				out[i] = replication.Value{Kind: kind, Data: data[5:end:end]}
+			}
+			data = data[end:]
+			continue
+		default:
 			return nil, fmt.Errorf("value of unknown kind %q in %s", byte(kind), r.Name)
 		}
 		if key && !r.Columns[i].Key {
 			out[i] = replication.Value{}
 		}
 	}
-	if m.bad {
-		return nil, errTruncated
-	}
+	m.data = data
 	return out, nil
 }
 

@@ -10,7 +10,6 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgproto3"
 	"golang.org/x/sync/errgroup"
 
 	"replicator/internal/postgres"
@@ -42,9 +41,6 @@ type Source struct {
 	o     Options
 	acked atomic.Uint64
 	news  chan struct{}
-	// The reader's own: how often in a row the server has asked for an answer, and when it last did.
-	asked   int
-	askedAt time.Time
 }
 
 // NewSource returns a Source; nothing is opened before Stream.
@@ -116,7 +112,6 @@ func (s *Source) Stream(ctx context.Context, start replication.Position, out cha
 	// Names of publications are SQL identifiers inside a string; ours hold only letters, digits and underscores.
 	args := []string{"proto_version '1'", "publication_names " + replication.QuoteLiteral(s.o.Publication)}
 	s.acked.Store(lsn)
-	s.asked = 0
 	if err := pglogrepl.StartReplication(ctx, conn, s.o.Slot, pglogrepl.LSN(lsn), pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication, PluginArgs: args}); err != nil {
 		return fmt.Errorf("start streaming from slot %q at %s: %w", s.o.Slot, pglogrepl.LSN(lsn), err)
 	}
@@ -129,84 +124,6 @@ func (s *Source) Stream(ctx context.Context, start replication.Position, out cha
 
 // ignoreClosed drops the error of closing a session that had already failed; the failure itself was reported.
 func ignoreClosed(error) error { return nil }
-
-func (s *Source) read(ctx context.Context, conn *pgconn.PgConn, b *builder) error {
-	// The session would watch the context anew for each message.
-	done := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(done)
-		_ = conn.Conn().SetReadDeadline(time.Now()) // a broken connection needs no deadline
-	})
-	defer func() {
-		if !stop() {
-			<-done
-			_ = conn.Conn().SetReadDeadline(time.Time{}) // closing the session waits for the server's end of it
-		}
-	}()
-	patient := context.WithoutCancel(ctx)
-	for {
-		msg, err := conn.ReceiveMessage(patient)
-		if err != nil && ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		if err != nil {
-			return fmt.Errorf("receive from slot %q: %w", s.o.Slot, err)
-		}
-		switch msg := msg.(type) {
-		case *pgproto3.CopyData:
-			if err := s.message(ctx, b, msg.Data); err != nil {
-				return err
-			}
-		case *pgproto3.CopyDone:
-			return fmt.Errorf("receive from slot %q: the server ended the stream: %w", s.o.Slot, errStreamEnded)
-		case *pgproto3.ErrorResponse:
-			return fmt.Errorf("receive from slot %q: %w", s.o.Slot, pgconn.ErrorResponseToPgError(msg))
-		default:
-			// Notices and parameter changes don't concern the stream.
-		}
-	}
-}
-
-// errStreamEnded is what a server's orderly shutdown looks like; it unwraps to a lost connection, so that it is tried again.
-var errStreamEnded = &pgconn.PgError{Severity: "FATAL", Code: "57P01", Message: "stream ended"}
-
-// impatience is how often in a row the server may ask for an answer, which it gets at most ten times a second. A server that shuts down
-// asks on and on until everything that it sent has been acknowledged ("wal_sender_timeout" doesn't end this): a destination that
-// stands still must not keep it from doing so. Otherwise it asks only after half of wal_sender_timeout without word from us.
-const impatience = 30
-
-func (s *Source) message(ctx context.Context, b *builder, data []byte) error {
-	if len(data) == 0 {
-		return fmt.Errorf("receive from slot %q: empty message", s.o.Slot)
-	}
-	switch data[0] {
-	case pglogrepl.XLogDataByteID:
-		x, err := pglogrepl.ParseXLogData(data[1:])
-		if err != nil {
-			return fmt.Errorf("receive from slot %q: %w", s.o.Slot, err)
-		}
-		s.asked = 0
-		return b.add(ctx, x.WALData)
-	case pglogrepl.PrimaryKeepaliveMessageByteID:
-		k, err := pglogrepl.ParsePrimaryKeepaliveMessage(data[1:])
-		if err != nil {
-			return fmt.Errorf("receive from slot %q: %w", s.o.Slot, err)
-		}
-		b.advance(k.ServerWALEnd)
-		if !k.ReplyRequested {
-			return nil
-		}
-		if time.Since(s.askedAt) > 500*time.Millisecond {
-			s.asked = 0
-		}
-		s.askedAt = time.Now()
-		if s.asked++; s.asked > impatience {
-			return fmt.Errorf("receive from slot %q: the server waits for acknowledgements, as it does when it shuts down: %w", s.o.Slot, errStreamEnded)
-		}
-		signal(s.news)
-	}
-	return nil
-}
 
 // report tells the server what is durable: at once when that has moved (at most ten times a second), and every second in any case, so
 // that wal_sender_timeout doesn't end a stream whose reader waits for the applier. All three positions are the durable one: the
@@ -240,7 +157,19 @@ func (s *Source) report(ctx context.Context, conn *pgconn.PgConn) error {
 }
 
 func deliver(ctx context.Context, b *builder, out chan<- *replication.Batch) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
+		if wait := b.early(); wait > 0 {
+			timer.Reset(wait)
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-b.filled:
+				continue
+			case <-timer.C:
+			}
+		}
 		batch := b.take()
 		if batch == nil {
 			select {

@@ -1,0 +1,17 @@
+//go:build !linux
+
+package logical
+
+import (
+	"context"
+	"net"
+)
+
+// gatherer would wait for many messages at once; elsewhere than on Linux it doesn't.
+type gatherer struct{}
+
+func newGatherer(net.Conn) *gatherer { return nil }
+
+func (*gatherer) wait(context.Context, net.Conn) error { return nil }
+
+func (*gatherer) read(int) {}
