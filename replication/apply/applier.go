@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -42,11 +40,24 @@ type Applier struct {
 	o        Options
 	conn     *pgx.Conn
 	position replication.Position
+	session  int64 // its number among those that have applied here
 	plans    map[*replication.Relation]*plan
 	prepared map[string]string
 	serial   int
 	segment  uint64 // size of the destination's write-ahead log segments
 	pending  counts
+
+	// What is under way, the oldest first; the answers are read by a goroutine of its own, which has ended when ended is closed. Only while
+	// nothing is under way may conn be used otherwise.
+	sent  []*flight
+	queue chan *flight
+	ended chan struct{}
+	// ahead is the position once all that has been sent is applied.
+	ahead replication.Position
+	// done is what was applied and nobody has collected.
+	done []Done
+	// out is the memory of the last run.
+	out []byte
 }
 
 type counts map[string]int
@@ -57,11 +68,14 @@ func Open(ctx context.Context, o Options) (*Applier, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Applier{o: o, conn: conn, plans: map[*replication.Relation]*plan{}, prepared: map[string]string{}, pending: counts{}}
+	a := &Applier{o: o, conn: conn, plans: map[*replication.Relation]*plan{}, prepared: map[string]string{}, pending: counts{},
+		queue: make(chan *flight, 2*depth), ended: make(chan struct{})}
+	go a.answers(a.queue)
 	if err := a.prepareSession(ctx); err != nil {
 		a.Close(ctx)
 		return nil, err
 	}
+	a.ahead = a.position
 	return a, nil
 }
 
@@ -90,16 +104,17 @@ func (a *Applier) prepareSession(ctx context.Context) error {
 	return nil
 }
 
-const holdSQL = `UPDATE replicator.position SET updated_at = clock_timestamp()
-WHERE migration = $1 AND pair = $2 AND direction = $3 AND epoch = $4 RETURNING position`
+const holdSQL = `UPDATE replicator.position SET session = session + 1, updated_at = clock_timestamp()
+WHERE migration = $1 AND pair = $2 AND direction = $3 AND epoch = $4 RETURNING position, session`
 
 // readPosition reads the stored position by a synchronous commit: an earlier session may have moved it without waiting for the flush, and
-// whoever starts a stream at it lets the origin forget what lies before.
+// whoever starts a stream at it lets the origin forget what lies before. From then on nothing that an earlier session has sent, commits
+// included, moves it any more.
 func (a *Applier) readPosition(ctx context.Context) error {
 	if _, err := a.conn.Exec(ctx, `SET synchronous_commit = on`); err != nil {
 		return fmt.Errorf("prepare the apply session: %w", err)
 	}
-	err := a.conn.QueryRow(ctx, holdSQL, a.o.ID.Migration, a.o.ID.Pair, a.o.Direction, a.o.ID.Epoch).Scan(&a.position)
+	err := a.conn.QueryRow(ctx, holdSQL, a.o.ID.Migration, a.o.ID.Pair, a.o.Direction, a.o.ID.Epoch).Scan(&a.position, &a.session)
 	if !errors.Is(err, pgx.ErrNoRows) {
 		if err != nil {
 			return fmt.Errorf("read the %s position: %w", a.o.Direction, err)
@@ -130,70 +145,15 @@ func (a *Applier) Position() replication.Position { return a.position }
 func (a *Applier) Close(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
+	if len(a.sent) > 0 {
+		_ = a.conn.PgConn().CancelRequest(ctx) // spares the destination work; whatever is committed nevertheless is whole
+	}
+	if a.queue != nil {
+		close(a.queue)
+		a.queue = nil
+	}
 	_ = a.conn.Close(ctx)
-}
-
-// Apply carries out a batch. For a batch with Last set it commits and returns the destination's write-ahead log insert position after
-// the commit: the batch is durable once the destination has flushed up to it. After an error the Applier must be closed; the
-// stored position tells what was committed.
-//
-// It takes two round trips where the set form goes through: the changes with the position's move, then the commit once all counts
-// are right.
-//
-// Errors: replication.ErrDeposed when another process leads; a preflight.Hinted that says what drifted or which row was missing.
-func (a *Applier) Apply(ctx context.Context, b *replication.Batch) (uint64, error) {
-	if err := a.boundPrepared(ctx); err != nil {
-		return 0, err
-	}
-	if at, err := a.fits(ctx, b); err != nil {
-		// What comes before the transaction that doesn't fit is carried out, so that the stored position names the place.
-		head, _ := b.Cut(func(m replication.Mark) bool { return m.End > at })
-		if !b.Whole() || head == nil || head == b {
-			return 0, err
-		}
-		if _, e := a.Apply(ctx, head); e != nil {
-			return 0, e
-		}
-		return 0, err
-	}
-	statements, fast, err := a.compile(ctx, b, false)
-	if err != nil {
-		return 0, err
-	}
-	var head, tail []statement
-	if b.First {
-		head = append(head, command("BEGIN"))
-	}
-	if b.Last {
-		move, err := a.move(ctx, b.Position)
-		if err != nil {
-			return 0, err
-		}
-		tail = append(tail, move)
-	}
-	for replace := false; fast; replace = true {
-		done, err := a.asSets(ctx, b, head, statements, tail)
-		if err != nil {
-			return 0, err
-		}
-		if done {
-			return a.finish(ctx, b)
-		}
-		if !b.Whole() {
-			head = nil
-		}
-		if replace || !b.Net {
-			break
-		}
-		// Net effects have no original order to go back to, and a unique value may have passed from one row to another.
-		if statements, fast, err = a.compile(ctx, b, true); err != nil {
-			return 0, err
-		}
-	}
-	if err := a.inOrder(ctx, b, head, tail); err != nil {
-		return 0, err
-	}
-	return a.finish(ctx, b)
+	<-a.ended
 }
 
 // fits makes the plans of all tables that the batch touches. The error is that of the change with the index at.
@@ -211,54 +171,24 @@ func (a *Applier) fits(ctx context.Context, b *replication.Batch) (at int, err e
 	return 0, nil
 }
 
-// asSets carries the set form out. Where a constraint or a count refuses it, everything is as before: the transaction is undone, or, for a
-// piece, taken back to where it began.
-func (a *Applier) asSets(ctx context.Context, b *replication.Batch, head, statements, tail []statement) (done bool, err error) {
-	first := head
-	if !b.Whole() {
-		first = append(slices.Clone(head), command("SAVEPOINT replicator"))
-	}
-	err = a.run(ctx, slices.Concat(first, statements, tail))
-	switch {
-	case err == nil:
-		return true, nil
-	case !refused(err):
-		return false, a.explain(err, b.Position)
-	case b.Whole():
-		return false, a.command(ctx, "ROLLBACK")
-	}
-	return false, a.command(ctx, "ROLLBACK TO SAVEPOINT replicator")
-}
-
-// command is a statement without parameters that isn't worth preparing.
-func command(sql string) statement { return statement{sql: sql, expect: -1} }
-
-func (a *Applier) command(ctx context.Context, sql string) error {
-	if _, err := a.conn.PgConn().Exec(ctx, sql).ReadAll(); err != nil {
-		return fmt.Errorf("%s: %w", strings.ToLower(sql), err)
-	}
-	return nil
-}
-
-// finish counts what was applied and commits where the batch ends a transaction.
-func (a *Applier) finish(ctx context.Context, b *replication.Batch) (uint64, error) {
-	var n [256]int
+// planned tells whether fits has nothing to do.
+func (a *Applier) planned(b *replication.Batch) bool {
+	var last *replication.Relation
 	for i := range b.Changes {
-		n[b.Changes[i].Op]++
-	}
-	for op, k := range n {
-		if k > 0 {
-			a.pending[replication.Op(op).String()] += k
+		if r := b.Changes[i].Relation; r != last {
+			if a.plans[r] == nil {
+				return false
+			}
+			last = r
+		}
+		for _, r := range b.Changes[i].Truncated {
+			if a.plans[r] == nil {
+				return false
+			}
 		}
 	}
-	if !b.Last {
-		return 0, nil
-	}
-	return a.commit(ctx, b)
+	return true
 }
-
-// worthwhile tells whether the batch is worth the set form: one change is its own row statement, and none is nothing.
-func worthwhile(b *replication.Batch) bool { return len(b.Changes) > 1 }
 
 // refused tells whether the set form failed in a way that the original order may not, or of which it can name the row: a constraint, a
 // count, a value.
@@ -267,44 +197,33 @@ func refused(err error) bool {
 	return errors.As(err, &count) || strings.HasPrefix(postgres.Code(err), "23") || strings.HasPrefix(postgres.Code(err), "22")
 }
 
-// compile turns the batch into set statements; fast is false where only the original order will do. With replace set, updated rows are
+// compile appends the batch as set statements; it returns false where only the original order will do. With replace set, updated rows are
 // deleted and inserted, but for those of which the batch doesn't hold every value.
-func (a *Applier) compile(ctx context.Context, b *replication.Batch, replace bool) (out []statement, fast bool, err error) {
+func (a *Applier) compile(ctx context.Context, r *run, b *replication.Batch, replace bool) (fast bool, err error) {
 	c := newCompactor()
-	fast = true
+	defer c.done()
 	for i := range b.Changes {
-		p, err := a.plan(ctx, b.Changes[i].Relation)
-		if err != nil {
-			return nil, false, err
+		if !c.add(a.plans[b.Changes[i].Relation], &b.Changes[i]) {
+			return false, nil
 		}
-		if fast && !c.add(p, b.Changes[i]) {
-			fast = false
-		}
-	}
-	if !fast || !worthwhile(b) {
-		return nil, false, nil
 	}
 	for _, s := range c.segments {
 		if s.ordered == nil {
 			if replace {
 				s.replaceUpdates()
 			}
-			sets, err := a.sets(ctx, s)
-			if err != nil {
-				return nil, false, a.preparing(err)
+			if err := a.sets(r, s); err != nil {
+				return false, err
 			}
-			out = append(out, sets...)
 			continue
 		}
 		for i := range s.ordered {
-			st, err := a.one(ctx, s.plan, &s.ordered[i])
-			if err != nil {
-				return nil, false, a.preparing(err)
+			if err := a.one(ctx, r, s.plan, &s.ordered[i]); err != nil {
+				return false, err
 			}
-			out = append(out, st)
 		}
 	}
-	return out, true, nil
+	return true, nil
 }
 
 // preparing adds a remedy to the error of a statement that the destination can't even plan: the table was changed meanwhile.
@@ -318,24 +237,6 @@ func (a *Applier) preparing(err error) error {
 	return err
 }
 
-// inOrder carries the batch out change by change, between head and tail.
-func (a *Applier) inOrder(ctx context.Context, b *replication.Batch, head, tail []statement) error {
-	statements := make([]statement, 0, len(head)+len(b.Changes)+len(tail))
-	statements = append(statements, head...)
-	for i := range b.Changes {
-		p, err := a.plan(ctx, b.Changes[i].Relation)
-		if err != nil {
-			return err
-		}
-		st, err := a.one(ctx, p, &b.Changes[i])
-		if err != nil {
-			return a.preparing(err)
-		}
-		statements = append(statements, st)
-	}
-	return a.explain(a.run(ctx, append(statements, tail...)), b.Position)
-}
-
 // explain turns the failure of a statement into what an operator can act on.
 func (a *Applier) explain(err error, to replication.Position) error {
 	if err == nil {
@@ -344,7 +245,7 @@ func (a *Applier) explain(err error, to replication.Position) error {
 	var count *countError
 	var st *statementError
 	switch {
-	case errors.As(err, &count) && count.st.moves:
+	case errors.As(err, &st) && st.st.moves && postgres.Code(err) == divisionByZero:
 		return retry.Stop(&preflight.Hinted{Code: "deposed", Err: fmt.Errorf("move the position from %s to %s: %w", a.position, to, replication.ErrDeposed),
 			Hint: "this process stands down; look at the one that took over"})
 	case errors.As(err, &count):
@@ -432,41 +333,20 @@ func (a *Applier) plan(ctx context.Context, r *replication.Relation) (*plan, err
 }
 
 const moveSQL = `UPDATE replicator.position SET position = $1, updated_at = clock_timestamp()
-WHERE migration = $2 AND pair = $3 AND direction = $4 AND epoch = $5 AND position = $6`
+WHERE migration = $2 AND pair = $3 AND direction = $4 AND epoch = $5 AND position = $6 AND session = $7`
 
-// move is the statement that moves the stored position, if it is still where this process left it and this process still leads.
-func (a *Applier) move(ctx context.Context, to replication.Position) (statement, error) {
-	name, err := a.prepare(ctx, moveSQL, nil)
-	if err != nil {
-		return statement{}, fmt.Errorf("prepare the move of the position: %w", err)
-	}
-	st := statement{name: name, expect: 1, moves: true}
-	for _, v := range []string{string(to), a.o.ID.Migration, a.o.ID.Pair, a.o.Direction, strconv.FormatInt(a.o.ID.Epoch, 10), string(a.position)} {
-		st.params, st.formats = append(st.params, []byte(v)), append(st.formats, 0)
-	}
-	return st, nil
-}
+// divisionByZero is how a counted statement fails.
+const divisionByZero = "22012"
 
-// commit commits what Apply has carried out.
-func (a *Applier) commit(ctx context.Context, b *replication.Batch) (uint64, error) {
-	results, err := a.conn.PgConn().Exec(ctx, "COMMIT; SELECT pg_current_wal_insert_lsn()").ReadAll()
-	if err != nil {
-		return 0, fmt.Errorf("commit up to %s: %w", b.Position, err)
+// move appends the statement that moves the stored position, if it is still where this process left it and this process still leads.
+func (a *Applier) move(r *run, to replication.Position) {
+	values := []string{string(to), a.o.ID.Migration, a.o.ID.Pair, a.o.Direction, strconv.FormatInt(a.o.ID.Epoch, 10), string(a.ahead), strconv.FormatInt(a.session, 10)}
+	at := r.bind(a.prepare(r, counted(moveSQL, "1"), nil), len(values), textFormat)
+	for _, v := range values {
+		r.text([]byte(v))
 	}
-	if len(results) != 2 || results[0].CommandTag.String() != "COMMIT" || len(results[1].Rows) != 1 {
-		return 0, fmt.Errorf("commit up to %s: the server answered %q", b.Position, results[0].CommandTag)
-	}
-	a.position = b.Position
-	for op, n := range a.pending {
-		a.o.Metrics.Applied(op, n)
-	}
-	clear(a.pending)
-	a.o.Metrics.AppliedTransactions(len(b.Marks))
-	lsn, err := pglogrepl.ParseLSN(string(results[1].Rows[0][0]))
-	if err != nil {
-		return 0, fmt.Errorf("commit up to %s: %w", b.Position, err)
-	}
-	return endOfRecord(uint64(lsn), a.segment), nil
+	r.bound(at)
+	r.statements = append(r.statements, statement{expect: -1, moves: true})
 }
 
 // endOfRecord turns an insert position into the end of the record before it. Where that record ends with its page, the insert position

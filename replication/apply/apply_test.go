@@ -89,7 +89,10 @@ func TestFence(t *testing.T) {
 	pgtest.Exec(t, d.url, "UPDATE replicator.position SET epoch = 7")
 	one, two := d.open(), d.open()
 	b := func() *replication.Batch { return batch("0/9", insert(r, 7, "once", nil), insert(r, 8, "once", nil)) }
-	if _, err := one.Apply(d.ctx(), b()); err != nil {
+	if _, err := one.Apply(d.ctx(), b()); !errors.Is(err, replication.ErrDeposed) {
+		t.Errorf("an earlier session: %v", err)
+	}
+	if _, err := two.Apply(d.ctx(), b()); err != nil {
 		t.Fatal(err)
 	}
 	for i, a := range []*Applier{two, one} {
@@ -266,7 +269,7 @@ func TestDriftStopsBeforeItsTransaction(t *testing.T) {
 	}
 }
 
-// contextless makes sure that a session whose context ends in the middle of a batch commits nothing.
+// A session whose context ends in the middle of a batch commits nothing once another one has begun, though the server has received the whole.
 func TestCancelledBatchCommitsNothing(t *testing.T) {
 	d := newDestination(t, pgtest.Shared(t).Database(t), "", small, "0/1")
 	r := d.relation("t", 'd', "id")
@@ -287,10 +290,15 @@ func TestCancelledBatchCommitsNothing(t *testing.T) {
 	if err := <-done; err == nil {
 		t.Error("a cancelled batch was applied")
 	}
-	a.Close(context.Background())
+	if p := d.open().Position(); p != "0/1" {
+		t.Errorf("the next session begins at %s", p)
+	}
 	if _, err := blocker.Exec(d.ctx(), "ROLLBACK"); err != nil {
 		t.Fatal(err)
 	}
+	for len(d.rows("SELECT pid::text FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND pid <> pg_backend_pid()")) > 0 {
+	}
+	a.Close(context.Background())
 	if got := d.rows("SELECT v FROM t UNION ALL SELECT position FROM replicator.position"); !slices.Equal(got, []string{"0/1"}) {
 		t.Errorf("left behind: %v", got)
 	}

@@ -18,6 +18,8 @@ type target struct {
 	columns []targetColumn
 	// key names the columns of a unique, immediate, complete index over NOT NULL columns, the primary key first; nil if none.
 	key []string
+	// suppressed: a trigger or a rule that acts on replicated changes too may keep rows from being inserted.
+	suppressed bool
 }
 
 type targetColumn struct {
@@ -52,6 +54,11 @@ WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indimmediate AND i.in
   AND NOT EXISTS (SELECT FROM unnest(i.indkey[0:i.indnkeyatts - 1]) k(att) JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.att WHERE NOT a.attnotnull)
 ORDER BY i.indisprimary DESC, i.indisreplident DESC, i.indnkeyatts, i.indexrelid LIMIT 1`
 
+const suppressedSQL = `
+SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass($1) AND tgenabled <> 'D' AND (tgenabled IN ('A', 'R') OR current_setting('session_replication_role') <> 'replica')
+               AND tgtype & 1 = 1 AND tgtype & 2 = 2 AND tgtype & 4 = 4)
+    OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = to_regclass($1) AND ev_type <> '1')`
+
 func readTarget(ctx context.Context, conn *pgx.Conn, name replication.TableName) (*target, error) {
 	t := &target{name: name}
 	rows, err := conn.Query(ctx, columnsSQL, name.Quoted())
@@ -80,6 +87,9 @@ func readTarget(ctx context.Context, conn *pgx.Conn, name replication.TableName)
 	}
 	if len(keys) > 0 {
 		t.key = keys[0]
+	}
+	if err := conn.QueryRow(ctx, suppressedSQL, name.Quoted()).Scan(&t.suppressed); err != nil {
+		return nil, fmt.Errorf("read the triggers of %s: %w", name, err)
 	}
 	return t, nil
 }

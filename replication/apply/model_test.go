@@ -278,7 +278,7 @@ func stream(t *testing.T, d *destination, source *logical.Source) {
 	out, done := make(chan *replication.Batch), make(chan error, 1)
 	go func() { done <- source.Stream(ctx, a.Position(), out) }()
 	defer func() { cancel(); <-done }()
-	batches := 0
+	batches, applied := 0, 0
 	for {
 		select {
 		case err := <-done:
@@ -290,10 +290,22 @@ func stream(t *testing.T, d *destination, source *logical.Source) {
 			}
 			batches++
 			token := b.Token()
-			if _, err := a.Apply(d.ctx(), b); err != nil {
+			if err := a.Send(d.ctx(), b); err != nil {
 				t.Fatalf("apply: %v", err)
 			}
 			if token == "end" {
+				if err := a.Settle(d.ctx()); err != nil {
+					t.Fatalf("apply: %v", err)
+				}
+			}
+			for _, done := range a.Collect() {
+				applied++
+				done.Batch.Release() // what is used again too early shows in the contents
+			}
+			if token == "end" {
+				if applied != batches {
+					t.Errorf("%d batches of %d were reported", applied, batches)
+				}
 				t.Logf("%d batches", batches)
 				return
 			}

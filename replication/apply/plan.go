@@ -18,12 +18,18 @@ type plan struct {
 	byName  map[string]int
 	// elements are the columns' types in arrays.
 	elements []*element
+	// binary: the elements are the columns' own types, so that rows can be copied in binary form.
+	binary bool
+	// copyable: nothing on the destination keeps a row from being inserted without an error.
+	copyable bool
 	forms    map[string]*setForm
+	// spare is a segment to be used again.
+	spare *segment
 }
 
 func newPlan(r *replication.Relation, t *target) *plan {
 	p := &plan{rel: r, table: t.name.Quoted(), byName: map[string]int{}, isKey: make([]bool, len(r.Columns)), columns: make([]targetColumn, len(r.Columns)),
-		elements: make([]*element, len(r.Columns)), forms: map[string]*setForm{}}
+		elements: make([]*element, len(r.Columns)), forms: map[string]*setForm{}, binary: true, copyable: !t.suppressed}
 	for i, c := range r.Columns {
 		p.byName[c.Name] = i
 	}
@@ -34,7 +40,9 @@ func newPlan(r *replication.Relation, t *target) *plan {
 		}
 	}
 	for i, c := range r.Columns {
-		p.elements[i] = elementOf(c.TypeOID, p.columns[i])
+		var known bool
+		p.elements[i], known = elementOf(c.TypeOID, p.columns[i])
+		p.binary = p.binary && known
 	}
 	if r.ReplicaIdentity == replication.IdentityFull {
 		for _, name := range t.key {
@@ -60,18 +68,15 @@ func newPlan(r *replication.Relation, t *target) *plan {
 
 func quote(s string) string { return replication.QuoteIdent(s) }
 
-// unnest returns FROM-clause text for arrays $1…$n of the given types under the alias u(c0, c1, …).
+// unnest returns the subquery u(c0, c1, …) over arrays $1…$n of the given types. In the select list they are unnested row by row; in FROM
+// each would be stored first.
 func unnest(types []*element) string {
-	var args, names strings.Builder
+	var b strings.Builder
 	for i, e := range types {
-		if i > 0 {
-			args.WriteString(", ")
-			names.WriteString(", ")
-		}
-		fmt.Fprintf(&args, "$%d::%s[]", i+1, e.name)
-		fmt.Fprintf(&names, "c%d", i)
+		comma(&b)
+		fmt.Fprintf(&b, "unnest($%d::%s[]) AS c%d", i+1, e.name, i)
 	}
-	return "unnest(" + args.String() + ") AS u(" + names.String() + ")"
+	return "(SELECT " + b.String() + ") AS u"
 }
 
 // setForm is a set statement without its arrays, whose types differ from batch to batch: they stand between before and after. columns
@@ -80,6 +85,9 @@ type setForm struct {
 	before, after string
 	columns       []int
 	keys          int
+	// any, where set, is the statement up to the array of a key of one column, of the column's own type: an index takes it as it is.
+	any string
+	own *element
 	// sql is the whole statement, by its arrays' types, one byte each.
 	sql map[string]string
 }
@@ -93,9 +101,22 @@ func (f *setForm) statement(types []*element) string {
 	sql, ok := f.sql[string(kinds)]
 	if !ok {
 		sql = f.before + unnest(types) + f.after
+		if f.any != "" && types[0] == f.own {
+			sql = f.any + " ANY ($1::" + types[0].name + "[])"
+		}
+		sql = counted(sql, fmt.Sprintf("$%d::bigint", len(types)+1))
 		f.sql[string(kinds)] = sql
 	}
 	return sql
+}
+
+// counted makes a statement fail with division_by_zero where it hits another number of rows than expected, so that what follows it needn't
+// wait for the answer.
+func counted(sql, expected string) string {
+	if strings.HasPrefix(sql, "SELECT") {
+		return "WITH d AS MATERIALIZED (" + sql + ") SELECT 1 / (count(*) = " + expected + ")::int FROM d"
+	}
+	return "WITH d AS (" + sql + " RETURNING 1) SELECT 1 / (count(*) = " + expected + ")::int FROM d"
 }
 
 // form returns the set statement for an operation, made once; mask is what is unchanged in an update.
@@ -131,7 +152,14 @@ func (p *plan) where() string {
 
 // deleteSet takes the key columns' arrays.
 func (p *plan) deleteSet() *setForm {
-	return &setForm{before: "DELETE FROM ONLY " + p.table + " t USING ", after: " WHERE " + p.where(), columns: p.key, keys: len(p.key)}
+	f := &setForm{before: "DELETE FROM ONLY " + p.table + " t USING ", after: " WHERE " + p.where(), columns: p.key, keys: len(p.key)}
+	if len(p.key) == 1 {
+		c := p.columns[p.key[0]]
+		if e := p.elements[p.key[0]]; e.name == c.cast {
+			f.any, f.own = "DELETE FROM ONLY "+p.table+" t WHERE t."+quote(c.name)+" "+c.equals, e
+		}
+	}
+	return f
 }
 
 // insertSet takes all columns' arrays.
@@ -174,6 +202,16 @@ func (p *plan) updateSet(unchanged func(i int) bool) *setForm {
 		return &setForm{before: "SELECT 1 FROM ONLY " + p.table + " t, ", after: " WHERE " + p.where() + more.String(), columns: columns, keys: len(p.key)}
 	}
 	return &setForm{before: "UPDATE ONLY " + p.table + " t SET " + set.String() + " FROM ", after: " WHERE " + p.where() + more.String(), columns: columns, keys: len(p.key)}
+}
+
+// copyIn is the COPY of whole rows. It takes the values of identity columns as they are.
+func (p *plan) copyIn(format string) string {
+	var names strings.Builder
+	for _, c := range p.columns {
+		comma(&names)
+		names.WriteString(quote(c.name))
+	}
+	return "COPY " + p.table + " (" + names.String() + ") FROM STDIN (FORMAT " + format + ")"
 }
 
 // Row statements: one change each, in text parameters whose types the server infers from the columns.

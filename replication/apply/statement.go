@@ -2,23 +2,20 @@ package apply
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"replicator/replication"
 )
 
-// statement is one statement with its parameters and the rows that it must hit.
+// statement is what was sent as one statement, and what must come of it.
 type statement struct {
-	name    string // of the prepared statement; empty: sql is sent as it is
-	sql     string
-	params  [][]byte
-	formats []int16
-	expect  int64 // -1: any number
-	table   replication.TableName
+	// expect is the number of rows that it must hit, -1: any number, or it fails by itself.
+	expect int64
+	table  replication.TableName
 	// change is the change that a row statement carries out, for the error.
 	change *replication.Change
 	op     replication.Op
@@ -26,17 +23,28 @@ type statement struct {
 	moves bool
 }
 
+// run is a run of messages that ends in one answer, and the statements in it.
+type run struct {
+	wire
+	statements []statement
+	// unsure: a statement doesn't fail by itself where it hits another number of rows than it must, so that nothing may be committed before
+	// its answer.
+	unsure bool
+	// parsed are the statements that the run prepares.
+	parsed []string
+}
+
 // maxRows bounds the arrays of one statement, so that a server's memory stays bounded too.
 const maxRows = 50000
 
-// sets turns a segment into its set statements: deletes, updates grouped by their unchanged columns, inserts.
-func (a *Applier) sets(ctx context.Context, s *segment) (out []statement, err error) {
-	var deletes, inserts []int32
-	updates := map[string][]int32{} // by the set of unchanged columns
+// sets appends a segment's set statements: deletes, updates grouped by their unchanged columns, inserts.
+func (a *Applier) sets(r *run, s *segment) error {
+	var deletes, plain, inserts []int32
 	var masks []string
+	masked := map[string][]int32{} // updates, by the set of unchanged columns
 	for i := range s.rows {
-		r := &s.rows[i]
-		switch r.effect {
+		row := &s.rows[i]
+		switch row.effect {
 		case deleted:
 			deletes = append(deletes, int32(i))
 		case replaced:
@@ -45,58 +53,101 @@ func (a *Applier) sets(ctx context.Context, s *segment) (out []statement, err er
 		case inserted:
 			inserts = append(inserts, int32(i))
 		case updated:
-			m := mask(r.values)
-			if updates[m] == nil {
+			m := mask(row.values)
+			if m == "" {
+				plain = append(plain, int32(i))
+				continue
+			}
+			if masked[m] == nil {
 				masks = append(masks, m)
 			}
-			updates[m] = append(updates[m], int32(i))
+			masked[m] = append(masked[m], int32(i))
 		}
 	}
-	if len(deletes) > 0 {
-		if out, err = a.set(ctx, s, replication.Delete, "", deletes, out); err != nil {
-			return nil, err
-		}
+	if err := a.set(r, s, replication.Delete, "", deletes); err != nil {
+		return err
+	}
+	if err := a.set(r, s, replication.Update, "", plain); err != nil {
+		return err
 	}
 	for _, m := range masks {
-		if out, err = a.set(ctx, s, replication.Update, m, updates[m], out); err != nil {
-			return nil, err
+		if err := a.set(r, s, replication.Update, m, masked[m]); err != nil {
+			return err
 		}
 	}
-	if len(inserts) > 0 {
-		if out, err = a.set(ctx, s, replication.Insert, "", inserts, out); err != nil {
-			return nil, err
-		}
+	if len(inserts) >= copyFrom && s.plan.copyable && a.copyIn(r, s, s.sorted(inserts)) {
+		return nil
 	}
-	return out, nil
+	return a.set(r, s, replication.Insert, "", inserts)
 }
 
 // set appends the statements that carry out one operation on some of a segment's rows, in the order of their keys.
-func (a *Applier) set(ctx context.Context, s *segment, op replication.Op, mask string, which []int32, out []statement) ([]statement, error) {
+func (a *Applier) set(r *run, s *segment, op replication.Op, mask string, which []int32) error {
+	if len(which) == 0 {
+		return nil
+	}
 	f := s.plan.form(op, mask)
 	for order := range slices.Chunk(s.sorted(which), maxRows) {
-		st := statement{expect: int64(len(order)), table: s.plan.rel.Name, op: op}
-		types, oids := make([]*element, len(f.columns)), make([]uint32, len(f.columns))
+		types := make([]*element, len(f.columns))
 		for n, col := range f.columns {
 			types[n] = s.plan.elements[col]
-			array, ok := types[n].encode(s.rows, order, col, n < f.keys)
-			if !ok {
-				types[n] = textElement
-				array, ok = textElement.encode(s.rows, order, col, n < f.keys)
-			}
-			if !ok {
-				return nil, fmt.Errorf("%s of %s, column %q: a value of this kind can't be written", op, s.plan.rel.Name, s.plan.columns[col].name)
-			}
-			oids[n] = types[n].array
-			st.params, st.formats = append(st.params, array), append(st.formats, 1)
 		}
-		name, err := a.prepare(ctx, f.statement(types), oids)
-		if err != nil {
-			return nil, fmt.Errorf("prepare the %s of %s: %w", op, s.plan.rel.Name, err)
+		for column := a.arrays(r, s, f, types, order); column >= 0; column = a.arrays(r, s, f, types, order) {
+			if types[column] == textElement {
+				return fmt.Errorf("%s of %s, column %q: a value of this kind can't be written", op, s.plan.rel.Name, s.plan.columns[f.columns[column]].name)
+			}
+			types[column] = textElement
 		}
-		st.name = name
-		out = append(out, st)
+		r.statements = append(r.statements, statement{expect: -1, table: s.plan.rel.Name, op: op})
 	}
-	return out, nil
+	return nil
+}
+
+// arrays appends one set statement. Where a value isn't of its type's plain form it appends nothing and returns the number of the array, else -1.
+func (a *Applier) arrays(r *run, s *segment, f *setForm, types []*element, order []int32) int {
+	oids := make([]uint32, len(types))
+	for n, e := range types {
+		oids[n] = e.array
+	}
+	name := a.prepare(r, f.statement(types), oids)
+	start := len(r.b)
+	at := r.bind(name, len(types)+1, binaryFormat)
+	for n, col := range f.columns {
+		if !r.array(types[n], s.rows, order, col, n < f.keys) {
+			r.b = r.b[:start]
+			return n
+		}
+	}
+	r.uint32(8)
+	r.b = binary.BigEndian.AppendUint64(r.b, uint64(len(order)))
+	r.bound(at)
+	return -1
+}
+
+// copyIn appends the COPY of inserted rows; false, with nothing appended, where there is a value that can't be copied.
+func (a *Applier) copyIn(r *run, s *segment, order []int32) bool {
+	format := func(name string) int {
+		statement := a.prepare(r, s.plan.copyIn(name), nil)
+		start := len(r.b)
+		r.bound(r.bind(statement, 0, textFormat))
+		return start
+	}
+	done := false
+	if s.plan.binary {
+		if start := format("binary"); r.copyRows(s.plan, s.rows, order) {
+			done = true
+		} else {
+			r.b = r.b[:start]
+		}
+	}
+	if !done {
+		if start := format("text"); !r.copyText(s.rows, order) {
+			r.b = r.b[:start]
+			return false
+		}
+	}
+	r.statements = append(r.statements, statement{expect: int64(len(order)), table: s.plan.rel.Name, op: replication.Insert})
+	return true
 }
 
 // mask names the unchanged columns of a row, one byte a column; it is empty where there are none.
@@ -114,8 +165,8 @@ func mask(values []replication.Value) string {
 	return string(m)
 }
 
-// one turns a single change into its row statement.
-func (a *Applier) one(ctx context.Context, p *plan, c *replication.Change) (statement, error) {
+// one appends a single change as its row statement.
+func (a *Applier) one(ctx context.Context, r *run, p *plan, c *replication.Change) error {
 	var sql string
 	var set, match []int
 	switch c.Op {
@@ -126,15 +177,11 @@ func (a *Applier) one(ctx context.Context, p *plan, c *replication.Change) (stat
 	case replication.Update:
 		sql, set, match = p.updateRow(func(i int) bool { return c.New[i].Kind == replication.Unchanged })
 	case replication.Truncate:
-		return a.truncate(ctx, c)
+		return a.truncate(ctx, r, c)
 	default:
-		return statement{}, fmt.Errorf("apply to %s: operation %s is unknown", p.rel.Name, c.Op)
+		return fmt.Errorf("apply to %s: operation %s is unknown", p.rel.Name, c.Op)
 	}
-	name, err := a.prepare(ctx, sql, slices.Repeat([]uint32{textOID}, len(set)+len(match)))
-	if err != nil {
-		return statement{}, fmt.Errorf("prepare the %s of %s: %w", c.Op, p.rel.Name, err)
-	}
-	st := statement{name: name, expect: 1, table: p.rel.Name, change: c, op: c.Op}
+	at := r.bind(a.prepare(r, sql, slices.Repeat([]uint32{textOID}, len(set)+len(match))), len(set)+len(match), textFormat)
 	old := c.Old
 	if old == nil {
 		old = c.New
@@ -146,12 +193,14 @@ func (a *Applier) one(ctx context.Context, p *plan, c *replication.Change) (stat
 		}
 		param, err := textParameter(v)
 		if err != nil {
-			return statement{}, fmt.Errorf("%s of %s, column %q: %w", c.Op, p.rel.Name, p.columns[col].name, err)
+			return fmt.Errorf("%s of %s, column %q: %w", c.Op, p.rel.Name, p.columns[col].name, err)
 		}
-		st.params = append(st.params, param)
-		st.formats = append(st.formats, 0)
+		r.text(param)
 	}
-	return st, nil
+	r.bound(at)
+	r.statements = append(r.statements, statement{expect: 1, table: p.rel.Name, change: c, op: c.Op})
+	r.unsure = true
+	return nil
 }
 
 const referencedSQL = `
@@ -161,16 +210,19 @@ SELECT EXISTS (SELECT FROM unnest($1::text[]) n JOIN pg_constraint f ON f.contyp
 // truncate never cascades: the source has listed every table that it emptied, and the destination's may be others. TRUNCATE refuses a
 // table to which others refer; where those aren't emptied too (they are not replicated, or their copies have seen the truncation already)
 // the rows are deleted, which in replica role touches nothing else.
-func (a *Applier) truncate(ctx context.Context, c *replication.Change) (statement, error) {
+func (a *Applier) truncate(ctx context.Context, r *run, c *replication.Change) error {
+	if len(a.sent) > 0 {
+		return errBusy
+	}
 	var names, only, deletes []string
-	for i, r := range c.Truncated {
-		names = append(names, r.Name.Quoted())
-		only = append(only, "ONLY "+r.Name.Quoted())
-		deletes = append(deletes, fmt.Sprintf("d%d AS (DELETE FROM ONLY %s)", i, r.Name.Quoted()))
+	for i, rel := range c.Truncated {
+		names = append(names, rel.Name.Quoted())
+		only = append(only, "ONLY "+rel.Name.Quoted())
+		deletes = append(deletes, fmt.Sprintf("d%d AS (DELETE FROM ONLY %s)", i, rel.Name.Quoted()))
 	}
 	var referenced bool
 	if err := a.conn.QueryRow(ctx, referencedSQL, names).Scan(&referenced); err != nil {
-		return statement{}, fmt.Errorf("look for foreign keys to %s: %w", c.Relation.Name, err)
+		return fmt.Errorf("look for foreign keys to %s: %w", c.Relation.Name, err)
 	}
 	sql := "TRUNCATE " + strings.Join(only, ", ")
 	if c.RestartIdentity {
@@ -179,22 +231,27 @@ func (a *Applier) truncate(ctx context.Context, c *replication.Change) (statemen
 	if referenced {
 		sql = "WITH " + strings.Join(deletes, ", ") + " SELECT"
 	}
-	name, err := a.prepare(ctx, sql, nil)
-	if err != nil {
-		return statement{}, fmt.Errorf("prepare the truncate of %s: %w", c.Relation.Name, err)
-	}
-	return statement{name: name, expect: -1, table: c.Relation.Name, change: c, op: replication.Truncate}, nil
+	r.bound(r.bind(a.prepare(r, sql, nil), 0, textFormat))
+	r.statements = append(r.statements, statement{expect: -1, table: c.Relation.Name, change: c, op: replication.Truncate})
+	return nil
 }
 
 // maxPrepared is how many prepared statements the session keeps from one batch to the next.
 const maxPrepared = 5000
 
-// boundPrepared lets go of the session's prepared statements when they have become many. Only between batches: a batch's statements are
-// all prepared before the first is sent.
+// boundPrepared lets go of the session's prepared statements when they have become many.
 func (a *Applier) boundPrepared(ctx context.Context) error {
 	if len(a.prepared) < maxPrepared {
 		return nil
 	}
+	if err := a.Settle(ctx); err != nil {
+		return err
+	}
+	return a.forgetPrepared(ctx)
+}
+
+// forgetPrepared lets go of all prepared statements. Nothing may be under way.
+func (a *Applier) forgetPrepared(ctx context.Context) error {
 	clear(a.prepared)
 	if err := a.conn.DeallocateAll(ctx); err != nil {
 		return fmt.Errorf("let go of prepared statements: %w", err)
@@ -202,105 +259,42 @@ func (a *Applier) boundPrepared(ctx context.Context) error {
 	return nil
 }
 
-// prepare returns the name of the prepared statement for sql.
-func (a *Applier) prepare(ctx context.Context, sql string, types []uint32) (string, error) {
+// prepare returns the name of the prepared statement for sql, which the run makes where there is none.
+func (a *Applier) prepare(r *run, sql string, types []uint32) string {
 	if name, ok := a.prepared[sql]; ok {
-		return name, nil
+		return name
 	}
 	a.serial++
-	name := fmt.Sprintf("replicator_%d", a.serial)
-	if _, err := a.conn.PgConn().Prepare(ctx, name, sql, types); err != nil {
-		return "", err
-	}
+	name := "replicator_" + strconv.Itoa(a.serial)
+	r.parse(name, sql, types)
+	r.parsed = append(r.parsed, sql)
 	a.prepared[sql] = name
-	return name, nil
+	return name
+}
+
+// drop lets go of a run that isn't sent.
+func (a *Applier) drop(r *run) {
+	for _, sql := range r.parsed {
+		delete(a.prepared, sql)
+	}
+}
+
+// command appends a statement that takes and returns nothing.
+func (a *Applier) command(r *run, sql string) {
+	r.bound(r.bind(a.prepare(r, sql, nil), 0, textFormat))
+	r.statements = append(r.statements, statement{expect: -1})
 }
 
 // countError is a statement that hit another number of rows than it must.
 type countError struct {
 	st   statement
 	rows int64
+	// committed: it was found when it was too late.
+	committed bool
 }
 
 func (e *countError) Error() string {
-	if e.st.moves {
-		return "the stored position is not where this process left it"
-	}
 	return fmt.Sprintf("%s of %s hit %d rows instead of %d", e.st.op, e.st.table, e.rows, e.st.expect)
-}
-
-// run sends the statements in one round trip and checks what each of them hit. After an error of the server the transaction is
-// aborted; after a countError it is still open.
-func (a *Applier) run(ctx context.Context, statements []statement) error {
-	for chunk := range chunks(statements) {
-		if err := a.roundTrip(ctx, chunk); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// chunks bounds what is under way at once, by statements and by bytes.
-func chunks(statements []statement) func(yield func([]statement) bool) {
-	return func(yield func([]statement) bool) {
-		from, size := 0, 0
-		for i, s := range statements {
-			for _, p := range s.params {
-				size += len(p)
-			}
-			if i-from+1 >= 1000 || size > 8<<20 {
-				if !yield(statements[from : i+1]) {
-					return
-				}
-				from, size = i+1, 0
-			}
-		}
-		if from < len(statements) {
-			yield(statements[from:])
-		}
-	}
-}
-
-func (a *Applier) roundTrip(ctx context.Context, statements []statement) (err error) {
-	p := a.conn.PgConn().StartPipeline(ctx)
-	for _, s := range statements {
-		if s.name == "" {
-			p.SendQueryParams(s.sql, nil, nil, nil, nil)
-		} else {
-			p.SendQueryPrepared(s.name, s.params, s.formats, nil)
-		}
-	}
-	if err := p.Sync(); err != nil {
-		_ = p.Close()
-		return fmt.Errorf("send %d statements: %w", len(statements), err)
-	}
-	var failed error
-	for _, s := range statements {
-		tag, err := result(p)
-		if err != nil {
-			failed = &statementError{st: s, err: err}
-			break
-		}
-		if n := tag.RowsAffected(); s.expect >= 0 && n != s.expect && failed == nil {
-			failed = &countError{st: s, rows: n}
-		}
-	}
-	if err := p.Close(); err != nil && failed == nil {
-		return fmt.Errorf("end a round trip: %w", err)
-	}
-	return failed
-}
-
-func result(p *pgconn.Pipeline) (pgconn.CommandTag, error) {
-	r, err := p.GetResults()
-	if err != nil {
-		return pgconn.CommandTag{}, err
-	}
-	reader, ok := r.(*pgconn.ResultReader)
-	if !ok {
-		return pgconn.CommandTag{}, fmt.Errorf("unexpected answer %T in a pipeline", r)
-	}
-	return reader.Close()
 }
 
 // statementError is a statement that the server refused.

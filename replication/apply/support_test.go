@@ -25,7 +25,7 @@ func soak(n int) int {
 }
 
 const positionTable = `CREATE SCHEMA IF NOT EXISTS replicator;
-CREATE TABLE replicator.position (migration text, pair text, direction text, position text NOT NULL, epoch bigint NOT NULL, updated_at timestamptz, PRIMARY KEY (migration, pair, direction));`
+CREATE TABLE replicator.position (migration text, pair text, direction text, position text NOT NULL, epoch bigint NOT NULL, updated_at timestamptz, session bigint NOT NULL DEFAULT 0, PRIMARY KEY (migration, pair, direction));`
 
 // destination is a database that changes are applied to.
 type destination struct {

@@ -63,7 +63,7 @@ func (l *link) hold(ctx context.Context, h *hold, batches <-chan *replication.Ba
 			return ctx.Err()
 		case b = <-batches:
 		}
-		head, tail := b, (*replication.Batch)(nil)
+		head, tail, position := b, (*replication.Batch)(nil), b.Position // what is applied is used again
 		if b.Whole() {
 			head, tail = b.Cut(func(m replication.Mark) bool { return beyond(m.Position) })
 		} else if b.First {
@@ -84,7 +84,7 @@ func (l *link) hold(ctx context.Context, h *hold, batches <-chan *replication.Ba
 		}
 		reached := tail != nil
 		if !reached {
-			if reached, err = l.source.Reached(b.Position, place); err != nil {
+			if reached, err = l.source.Reached(position, place); err != nil {
 				return err
 			}
 		}
@@ -106,10 +106,11 @@ var errTooLarge = fmt.Errorf("a transaction too large for memory passed while bo
 // pieces applies a transaction that comes in pieces, to its end.
 func (l *link) pieces(ctx context.Context, b *replication.Batch, batches <-chan *replication.Batch) error {
 	for {
+		last := b.Last
 		if err := l.applyOne(ctx, b); err != nil {
 			return err
 		}
-		if b.Last {
+		if last {
 			return nil
 		}
 		select {

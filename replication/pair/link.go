@@ -33,8 +33,8 @@ type link struct {
 
 	mu      sync.Mutex
 	durable replication.Position
-	commits []commit // applied, not yet known to be flushed, in order
-	oldest  time.Time
+	commits []commit    // applied, not yet known to be flushed, in order
+	sent    []time.Time // of the batches that were sent and not yet applied: the commit time of the oldest source transaction, zero if there is none
 	waiters int
 	moved   chan struct{} // closed and replaced when durable moves
 	nudge   chan struct{} // somebody waits: be quick
@@ -162,15 +162,24 @@ func (l *link) apply(ctx context.Context, batches <-chan *replication.Batch) err
 	var written time.Time
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	send := func(b *replication.Batch) error {
+		open, idle, written = !b.Last, nil, time.Now()
+		return l.send(ctx, b)
+	}
 	for {
 		holds := l.holds
 		if open {
 			holds = nil
 		}
+		var err error
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case h := <-holds:
+			if err := l.settle(ctx); err != nil {
+				h.done <- err
+				return err
+			}
 			err := l.hold(ctx, h, batches)
 			h.done <- err
 			if err != nil && ctx.Err() != nil {
@@ -180,6 +189,9 @@ func (l *link) apply(ctx context.Context, batches <-chan *replication.Batch) err
 				return h.broken
 			}
 			idle = nil
+		case <-l.applier.Ended():
+			err = l.applier.Wait(ctx)
+			l.collect()
 		case b := <-batches:
 			if b.PositionOnly() {
 				idle = b
@@ -187,58 +199,90 @@ func (l *link) apply(ctx context.Context, batches <-chan *replication.Batch) err
 					continue
 				}
 			}
-			if err := l.applyOne(ctx, b); err != nil {
-				return err
-			}
-			open, idle, written = !b.Last, nil, time.Now()
+			err = send(b)
 		case <-tick.C:
-			if idle == nil {
-				continue
+			if idle != nil {
+				err = send(idle)
 			}
-			if err := l.applyOne(ctx, idle); err != nil {
-				return err
-			}
-			idle, written = nil, time.Now()
 		case <-l.nudge:
-			if idle == nil {
-				continue
+			if idle != nil {
+				err = send(idle)
 			}
-			if err := l.applyOne(ctx, idle); err != nil {
-				return err
-			}
-			idle, written = nil, time.Now()
+		}
+		if err != nil {
+			return err
 		}
 	}
 }
 
-// applyOne applies a batch and notes its commit for the acknowledgement.
-func (l *link) applyOne(ctx context.Context, b *replication.Batch) error {
+// send has a batch applied, and waits only where the applier does.
+func (l *link) send(ctx context.Context, b *replication.Batch) error {
+	if b.PositionOnly() {
+		if err := l.settle(ctx); err != nil || b.Position == l.applier.Position() {
+			return err
+		}
+	}
 	var oldest time.Time
 	if len(b.Marks) > 0 {
 		oldest = b.Marks[0].Commit
 	}
 	l.mu.Lock()
-	if l.oldest.IsZero() {
-		l.oldest = oldest
-	}
+	l.sent = append(l.sent, oldest)
 	l.mu.Unlock()
-	if b.PositionOnly() && b.Position == l.applier.Position() {
-		return nil
-	}
 	l.p.touch(b.Changes)
-	lsn, err := l.applier.Apply(ctx, b)
-	if err != nil {
+	err := l.applier.Send(ctx, b)
+	l.collect()
+	return err
+}
+
+// settle waits until everything that was sent is applied.
+func (l *link) settle(ctx context.Context) error {
+	err := l.applier.Settle(ctx)
+	l.collect()
+	return err
+}
+
+// applyOne applies a batch.
+func (l *link) applyOne(ctx context.Context, b *replication.Batch) error {
+	if err := l.send(ctx, b); err != nil {
 		return err
 	}
-	if !b.Last {
-		return nil
+	return l.settle(ctx)
+}
+
+// collect notes the commits of what was applied, for the acknowledgement.
+func (l *link) collect() {
+	done := l.applier.Collect()
+	if len(done) == 0 {
+		return
 	}
-	l.p.applied.Add(int64(len(b.Marks)))
 	l.mu.Lock()
-	l.commits = append(l.commits, commit{position: b.Position, lsn: lsn, oldest: oldest})
-	l.oldest = time.Time{}
+	for _, d := range done {
+		if d.Batch.Last {
+			l.p.applied.Add(int64(len(d.Batch.Marks)))
+			l.commits = append(l.commits, commit{position: d.Batch.Position, lsn: d.LSN, oldest: l.sent[0]})
+		}
+		l.sent = l.sent[1:]
+	}
 	l.mu.Unlock()
-	return nil
+	for _, d := range done {
+		d.Batch.Release()
+	}
+}
+
+// oldest is the commit time of the oldest source transaction that may not be durable yet, zero where there is none. The caller holds mu.
+func (l *link) oldest() time.Time {
+	for _, c := range l.commits {
+		if !c.oldest.IsZero() {
+			return c.oldest
+		}
+	}
+	for _, t := range l.sent {
+		if !t.IsZero() {
+			return t
+		}
+	}
+	return time.Time{}
 }
 
 // acknowledge tells the source what the destination has flushed.

@@ -157,10 +157,7 @@ func (g *lagSamples) read(l *link) (bytes *int64, seconds *float64) {
 	if l != nil {
 		l.mu.Lock()
 		g.durable, g.reached = l.durable, l.source.Reached
-		oldest := l.oldest
-		if len(l.commits) > 0 && !l.commits[0].oldest.IsZero() {
-			oldest = l.commits[0].oldest
-		}
+		oldest := l.oldest()
 		l.mu.Unlock()
 		if !oldest.IsZero() {
 			age = max(now.Add(g.offset).Sub(oldest), 0)

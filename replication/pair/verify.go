@@ -132,10 +132,10 @@ func (p *Pair) touch(changes []replication.Change) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var last *replication.Relation
+	noted := map[*replication.Relation]bool{}
 	note := func(r *replication.Relation) {
-		if r != last {
-			last = r
+		if !noted[r] {
+			noted[r] = true
 			delete(p.verified, r.Name)
 			if p.comparing != nil {
 				p.comparing[r.Name] = true

@@ -128,6 +128,10 @@ CREATE TABLE replicator.setting (
 );
 COMMENT ON TABLE replicator.setting IS 'What a pair has chosen and must remember: each direction''s capture, each side''s gate token.';
 `,
+	`
+ALTER TABLE replicator.position ADD COLUMN session bigint NOT NULL DEFAULT 0;
+COMMENT ON COLUMN replicator.position.session IS 'Counts the sessions that have applied here. Only the last may move the position: what an earlier one has sent may still be on its way.';
+`,
 }
 
 // Ensure creates or upgrades schema `replicator`. It is idempotent and safe against another process doing the same.
