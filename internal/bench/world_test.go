@@ -20,7 +20,7 @@ import (
 // kept out of the measured time, where they would meet the systems unevenly.
 var settings = map[string]string{
 	"fsync": "on", "full_page_writes": "on", "shared_buffers": "1GB", "max_wal_size": "16GB", "checkpoint_timeout": "1h", "autovacuum": "off",
-	"wal_sender_timeout": "10min", "maintenance_work_mem": "256MB",
+	"wal_sender_timeout": "10min", "maintenance_work_mem": "256MB", "max_locks_per_transaction": "512",
 }
 
 func scale(b *testing.B) float64 { return number(b, "REPLICATOR_BENCH_SCALE", 0.1) }
