@@ -10,6 +10,10 @@
 // flow's feed on the destination before anybody writes there, and then ends the application's old connections together with the pause. Only one
 // flow writes at a time, so nothing goes round in circles.
 //
+// A side may be a cluster (topology.go): a session then sends each unit of commands to the node that holds its key (route.go), and whatever
+// concerns servers rather than keys is done on every primary: feeds, scans, INFO, the pause. Any change of the primaries or of their slots is a
+// gap. Where an origin can't be paused, its silence is proved instead (quiet.go).
+//
 // Durable state is one hash on the target per pair, which says that the target's keys are ours. A restart is a gap like any other.
 //
 // How to add a source of gaps: read it in watch.go beside the others, compare it with how it was last seen, and call gap with the
