@@ -88,6 +88,8 @@ type Table struct {
 	Pages int64 `json:"pages"`
 	Bytes int64 `json:"bytes"` // including TOAST, without indexes
 	Rows  int64 `json:"rows"`
+	// IndexBytes is the size of its indexes.
+	IndexBytes int64 `json:"index_bytes"`
 }
 
 // Stored returns the columns that are copied and streamed: all but the generated ones.

@@ -101,7 +101,7 @@ func BenchmarkCopy(b *testing.B) {
 	w.loadLarge(scale(b))
 	all := w.copiers()
 	if only := os.Getenv("REPLICATOR_BENCH_COPIERS"); only != "" {
-		all = slices.DeleteFunc(all, func(c *copier) bool { return !slices.Contains(strings.Split(only, ","), c.name) })
+		all = slices.DeleteFunc(all, func(c *copier) bool { return !slices.Contains(strings.Split(only, ";"), c.name) })
 	}
 	bytes := value[int64](w, w.control, "SELECT pg_database_size('app')")
 	for round := range rounds(b) {

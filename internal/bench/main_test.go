@@ -78,7 +78,7 @@ func beReplicator(text string) error {
 	}
 	defer lead.Release(context.WithoutCancel(ctx))
 	p := pair.New(pair.Options{Migration: o.Migration, Name: "main", SourceURL: o.Source, TargetURL: o.Target, Epoch: lead.Epoch, CopyWorkers: o.Workers,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))})
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel()}))})
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx, false) }()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -98,6 +98,13 @@ func beReplicator(text string) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// logLevel is what the child logs at to standard error: REPLICATOR_BENCH_LOG, warn if it isn't set.
+func logLevel() slog.Level {
+	level := slog.LevelWarn
+	_ = level.UnmarshalText([]byte(os.Getenv("REPLICATOR_BENCH_LOG"))) // what it doesn't know leaves warn
+	return level
 }
 
 // child is a running replicator.

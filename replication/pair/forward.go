@@ -74,7 +74,7 @@ func (p *Pair) forward(ctx context.Context) error {
 	if err := p.recapture(ctx); err != nil {
 		return err
 	}
-	if err := p.copyPending(ctx); err != nil {
+	if err := p.copyPending(ctx, nil); err != nil {
 		return err
 	}
 	seams, err := p.seams(ctx)
@@ -135,7 +135,7 @@ func (p *Pair) apply(ctx context.Context, stage string, workers int) error {
 	var entries []schema.Entry
 	done := map[int]bool{}
 	for _, s := range all {
-		entries = append(entries, schema.Entry{Section: s.Section, Type: s.Type, Schema: s.Schema, Name: s.Name, SQL: s.SQL, Seq: s.Seq})
+		entries = append(entries, entry(s))
 		done[s.Seq] = s.Done
 	}
 	for _, wave := range schema.Waves(entries) {
@@ -160,6 +160,10 @@ func (p *Pair) apply(ctx context.Context, stage string, workers int) error {
 	return nil
 }
 
+func entry(s state.Statement) schema.Entry {
+	return schema.Entry{Section: s.Section, Type: s.Type, Schema: s.Schema, Name: s.Name, SQL: s.SQL, Seq: s.Seq}
+}
+
 func (p *Pair) applyEach(ctx context.Context, stage string, work <-chan schema.Entry) error {
 	conn, err := postgres.Connect(ctx, p.target.url, p.id, "schema")
 	if err != nil {
@@ -167,16 +171,21 @@ func (p *Pair) applyEach(ctx context.Context, stage string, work <-chan schema.E
 	}
 	defer closeConn(ctx, conn)
 	for e := range work {
-		p.doing(fmt.Sprintf("the target makes %s", e))
-		if err := schema.Apply(ctx, conn, e); err != nil {
-			return err
-		}
-		if err := p.stored.StatementDone(ctx, stage, e.Seq); err != nil {
+		if err := p.applyEntry(ctx, conn, stage, e); err != nil {
 			return err
 		}
 	}
 	p.doing("")
 	return nil
+}
+
+func (p *Pair) applyEntry(ctx context.Context, conn *pgx.Conn, stage string, e schema.Entry) error {
+	p.doing(fmt.Sprintf("the target makes %s", e))
+	p.log.Debug("making", "what", e.String())
+	if err := schema.Apply(ctx, conn, e); err != nil {
+		return err
+	}
+	return p.stored.StatementDone(ctx, stage, e.Seq)
 }
 
 func closeConn(ctx context.Context, conn *pgx.Conn) {
@@ -301,9 +310,13 @@ func (p *Pair) identify(ctx context.Context, s *side, tables []replication.Table
 
 const undoIdentity = "replica identity"
 
-// copyAndIndex copies what is pending, then builds keys and indexes.
+// copyAndIndex copies what is pending and builds the keys and indexes of tables as they are done, then all others.
 func (p *Pair) copyAndIndex(ctx context.Context, _ *state.Pair) error {
-	if err := p.copyPending(ctx); err != nil {
+	early, err := p.early(ctx)
+	if err != nil {
+		return err
+	}
+	if err := p.copyPending(ctx, early); err != nil {
 		return err
 	}
 	p.phase(Indexing)
@@ -311,6 +324,39 @@ func (p *Pair) copyAndIndex(ctx context.Context, _ *state.Pair) error {
 		return err
 	}
 	return p.apply(ctx, stageIndexes, p.o.CopyWorkers)
+}
+
+// early returns the building of keys and indexes that needn't wait for other tables, by table.
+func (p *Pair) early(ctx context.Context) (map[replication.TableName]snapshot.Chain, error) {
+	var parts [2][]schema.Entry
+	from := map[string]string{} // stages by statement, which names its object
+	for i, stage := range []string{stageKeys, stageIndexes} {
+		all, err := p.stored.Statements(ctx, stage)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range all {
+			parts[i] = append(parts[i], entry(s))
+			if !s.Done {
+				from[s.SQL] = stage
+			}
+		}
+	}
+	out := map[replication.TableName]snapshot.Chain{}
+	for table, steps := range schema.Early(parts[0], parts[1]) {
+		for _, step := range steps {
+			var jobs []snapshot.Job
+			for _, e := range step {
+				if stage, ok := from[e.SQL]; ok {
+					jobs = append(jobs, func(ctx context.Context, target *pgx.Conn) error {
+						return p.applyEntry(ctx, target, stage, e)
+					})
+				}
+			}
+			out[table] = append(out[table], jobs)
+		}
+	}
+	return out, nil
 }
 
 // recapture makes sure, before tables are copied again, that they are still captured: what stopped the stream may have been that they aren't.
@@ -329,8 +375,8 @@ func (p *Pair) recapture(ctx context.Context) error {
 	return p.capture(false).extend(ctx, names)
 }
 
-// copyPending copies the tables that aren't copied yet.
-func (p *Pair) copyPending(ctx context.Context) error {
+// copyPending copies the tables that aren't copied yet, and does with each that is copied what then says.
+func (p *Pair) copyPending(ctx context.Context, then map[replication.TableName]snapshot.Chain) error {
 	copies, err := p.stored.Copies(ctx)
 	if err != nil {
 		return err
@@ -344,6 +390,7 @@ func (p *Pair) copyPending(ctx context.Context) error {
 		byName[t.Name] = t
 	}
 	var pending []replication.Table
+	var jobs []snapshot.Chain
 	var progress copyProgress
 	progress.total = len(copies)
 	for _, c := range copies {
@@ -352,6 +399,9 @@ func (p *Pair) copyPending(ctx context.Context) error {
 			progress.copied++
 			progress.rows += c.Rows
 			progress.bytes += c.Bytes
+			if chain := then[c.Table]; chain != nil {
+				jobs = append(jobs, chain)
+			}
 			continue
 		}
 		if !ok {
@@ -366,7 +416,7 @@ func (p *Pair) copyPending(ctx context.Context) error {
 	p.status.copy = progress
 	p.mu.Unlock()
 	if len(pending) == 0 {
-		return nil
+		return nil // what is left to be built comes next
 	}
 	p.phase(Copying)
 	p.log.Info("copying", "tables", len(pending), "bytes", progress.expect)
@@ -375,6 +425,9 @@ func (p *Pair) copyPending(ctx context.Context) error {
 		Started: func(ctx context.Context, t replication.Table, s replication.Seam) error {
 			return p.stored.StartCopy(ctx, state.Copy{Table: t.Name, Snapshot: s.Snapshot.String(), LSN: pglogrepl.LSN(s.LSN).String()})
 		},
+		Fence: func(ctx context.Context, tx pgx.Tx) error { return state.Fence(ctx, tx, p.id) },
+		Then:  func(t replication.Table) snapshot.Chain { return then[t.Name] },
+		Jobs:  jobs,
 		Finished: func(ctx context.Context, tx pgx.Tx, t replication.Table, rows, bytes int64) error {
 			return p.stored.FinishCopy(ctx, tx, state.Copy{Table: t.Name, Rows: rows, Bytes: bytes})
 		},

@@ -30,7 +30,7 @@ const applicationSchema = `n.nspname !~ '^pg_' AND n.nspname NOT IN ('informatio
 const readTables = `
 SELECT n.nspname, c.relname, c.oid, c.relreplident::text, c.relpersistence = 'u',
        pg_relation_size(c.oid) / current_setting('block_size')::int,
-       pg_table_size(c.oid),
+       pg_table_size(c.oid), pg_indexes_size(c.oid),
        CASE WHEN c.reltuples < 0 OR (c.reltuples = 0 AND c.relpages = 0) THEN -1 ELSE c.reltuples::bigint END,
        a.nums, a.names, a.types, a.mods, a.spelled, a.notnull, a.generated, a.identity,
        coalesce(k.cols, '{}'), coalesce(k.isprimary, false),
@@ -104,7 +104,7 @@ func tables(ctx context.Context, q Querier, f Filter) ([]replication.Table, erro
 func scanTable(rows pgx.Rows) (t replication.Table, above []replication.TableName, err error) {
 	var (
 		identity                       string
-		pages, bytes                   *int64 // null once the table is dropped
+		pages, bytes, indexes          *int64 // null once the table is dropped
 		nums, key                      []int16
 		names, spelled, identities     []string
 		types                          []int64
@@ -112,13 +112,13 @@ func scanTable(rows pgx.Rows) (t replication.Table, above []replication.TableNam
 		notNull, generated             []bool
 		ancestorSchemas, ancestorNames []string
 	)
-	if err := rows.Scan(&t.Name.Schema, &t.Name.Name, &t.OID, &identity, &t.Unlogged, &pages, &bytes, &t.Rows, &nums, &names, &types, &mods,
+	if err := rows.Scan(&t.Name.Schema, &t.Name.Name, &t.OID, &identity, &t.Unlogged, &pages, &bytes, &indexes, &t.Rows, &nums, &names, &types, &mods,
 		&spelled, &notNull, &generated, &identities, &key, &t.HasPrimaryKey, &ancestorSchemas, &ancestorNames); err != nil {
 		return t, nil, err
 	}
 	t.ReplicaIdentity = replication.ReplicaIdentity(identity[0])
-	if pages != nil && bytes != nil {
-		t.Pages, t.Bytes = *pages, *bytes
+	if pages != nil && bytes != nil && indexes != nil {
+		t.Pages, t.Bytes, t.IndexBytes = *pages, *bytes, *indexes
 	}
 	for i := range nums {
 		c := replication.Column{Name: names[i], TypeOID: uint32(types[i]), TypeMod: mods[i], Type: spelled[i], NotNull: notNull[i], Generated: generated[i]}

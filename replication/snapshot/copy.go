@@ -1,22 +1,15 @@
 package snapshot
 
 import (
-	"bufio"
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
 	"replicator/internal/postgres"
-	"replicator/internal/retry"
 	"replicator/replication"
 )
 
@@ -24,48 +17,61 @@ import (
 type Options struct {
 	SourceURL, TargetURL string
 	ID                   postgres.Identity
-	// Workers is how many tables are copied at once.
+	// Workers is how many tables, parts of tables and jobs are worked on at once; each worker has a session on either side.
 	Workers int
+	// PartBytes is the size above which a table is copied in parts, and that of the parts; 0: in proportion to all that is to be copied.
+	PartBytes int64
 	// Started notes durably, before a row is copied, under which seam a table is copied.
 	Started func(ctx context.Context, t replication.Table, s replication.Seam) error
-	// Finished notes in the transaction that holds the copy that the table is done.
+	// Fence makes a target transaction one that only the leader can commit. Nil: nobody else can lead.
+	Fence func(ctx context.Context, tx pgx.Tx) error
+	// Finished notes that the table is done, in the transaction that holds the copy or, for a table in parts, in one after the last part's;
+	// only the leader can commit it.
 	Finished func(ctx context.Context, tx pgx.Tx, t replication.Table, rows, bytes int64) error
+	// Then returns what is to be done with a table once it is copied. Nil: nothing.
+	Then func(t replication.Table) Chain
+	// Jobs can be done at once.
+	Jobs []Chain
 	// Progress hears of bytes as they pass and of rows when a table is done; it is called concurrently.
 	Progress func(t replication.Table, rows, bytes int64)
 	// Waiting hears what the copy waits for, and "" when it goes on.
 	Waiting func(string)
 }
 
-// Copy copies the tables, the largest first. It returns when all are done or one has failed; finished tables stay finished.
+// Copy copies the tables and does their jobs, what takes longest first. It returns when all is done or something has failed; finished tables
+// stay finished.
 func Copy(ctx context.Context, o Options, tables []replication.Table) error {
-	if len(tables) == 0 {
+	if len(tables) == 0 && len(o.Jobs) == 0 {
 		return nil
 	}
-	horizon, err := horizon(ctx, o)
-	if err != nil {
-		return err
+	var after uint64
+	if len(tables) > 0 {
+		var err error
+		if after, err = horizon(ctx, o); err != nil {
+			return err
+		}
 	}
-	queue := slices.Clone(tables)
-	slices.SortStableFunc(queue, func(a, b replication.Table) int { return cmp.Compare(b.Bytes, a.Bytes) })
-	work := make(chan replication.Table, len(queue))
-	for _, t := range queue {
-		work <- t
+	o.Workers = max(o.Workers, 1)
+	b := newBounds(o, tables)
+	q := newQueue(o.Workers, tables, func(t replication.Table) int64 { return b.weight(t, o.Workers) })
+	for _, c := range o.Jobs {
+		q.addChain(c, 0)
 	}
-	close(work)
 	g, ctx := errgroup.WithContext(ctx)
-	for range min(max(o.Workers, 1), len(queue)) {
+	for range o.Workers {
 		g.Go(func() error {
-			w, err := open(ctx, o, horizon)
-			if err != nil {
-				return err
-			}
+			w := &worker{o: o, q: q, horizon: after, bounds: b}
 			defer w.close(ctx)
-			for t := range work {
-				if err := w.copy(ctx, t); err != nil {
-					return fmt.Errorf("copy %s: %w", t.Name, err)
+			for {
+				do, ok, err := q.next(ctx)
+				if err != nil || !ok {
+					return err
 				}
+				if err := w.do(ctx, do); err != nil {
+					return err
+				}
+				q.done(do)
 			}
-			return nil
 		})
 	}
 	return g.Wait()
@@ -86,29 +92,72 @@ func closeConn(ctx context.Context, conn *pgx.Conn) {
 	_ = conn.Close(ctx)
 }
 
-// worker copies one table at a time over a session on either side.
+// worker does one thing at a time over a session on either side, opened when there is something to do.
 type worker struct {
 	o              Options
+	q              *queue
 	horizon        uint64
+	bounds         bounds
+	version        int // of the source, as server_version_num
 	source, target *pgx.Conn
 }
 
-func open(ctx context.Context, o Options, horizon uint64) (*worker, error) {
-	w := &worker{o: o, horizon: horizon}
-	var err error
-	if w.source, err = postgres.Connect(ctx, o.SourceURL, o.ID, "copy"); err != nil {
-		return nil, err
+func (w *worker) do(ctx context.Context, do work) error {
+	if err := w.openTarget(ctx); err != nil {
+		return err
 	}
-	if w.target, err = postgres.Connect(ctx, o.TargetURL, o.ID, "copy"); err != nil {
-		w.close(ctx)
-		return nil, err
+	if do.job != nil {
+		return do.job(ctx, w.target)
+	}
+	if err := w.openSource(ctx); err != nil {
+		return err
+	}
+	if do.part != nil {
+		if err := w.help(ctx, do.part); err != nil {
+			return fmt.Errorf("copy %s: %w", do.part.of.table.Name, err)
+		}
+		return nil
+	}
+	if err := w.copy(ctx, *do.table); err != nil {
+		return fmt.Errorf("copy %s: %w", do.table.Name, err)
+	}
+	return nil
+}
+
+func (w *worker) openSource(ctx context.Context) (err error) {
+	if w.source != nil {
+		return nil
+	}
+	if w.source, err = postgres.Connect(ctx, w.o.SourceURL, w.o.ID, "copy"); err != nil {
+		return err
+	}
+	if err := w.source.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&w.version); err != nil {
+		return fmt.Errorf("read the source's version: %w", err)
+	}
+	return nil
+}
+
+// sortMemorySQL gives the building of indexes a share of what the server has for buffers, if that is more than it has anyway: what
+// doesn't fit is sorted on disk.
+const sortMemorySQL = `
+SELECT set_config('maintenance_work_mem', greatest(m.setting::bigint, least(1048576, s.setting::bigint * current_setting('block_size')::int / 1024 / 8)) || 'kB', false)
+FROM pg_settings m, pg_settings s WHERE m.name = 'maintenance_work_mem' AND s.name = 'shared_buffers'`
+
+func (w *worker) openTarget(ctx context.Context) (err error) {
+	if w.target != nil {
+		return nil
+	}
+	if w.target, err = postgres.Connect(ctx, w.o.TargetURL, w.o.ID, "copy"); err != nil {
+		return err
 	}
 	// Neither triggers nor foreign keys concern rows that the source has accepted already.
 	if _, err := w.target.Exec(ctx, `SET session_replication_role = replica`); err != nil {
-		w.close(ctx)
-		return nil, fmt.Errorf("set session_replication_role on the target: %w", err)
+		return fmt.Errorf("set session_replication_role on the target: %w", err)
 	}
-	return w, nil
+	if _, err := w.target.Exec(ctx, sortMemorySQL); err != nil {
+		return fmt.Errorf("set maintenance_work_mem on the target: %w", err)
+	}
+	return nil
 }
 
 func (w *worker) close(ctx context.Context) {
@@ -119,178 +168,144 @@ func (w *worker) close(ctx context.Context) {
 	}
 }
 
-func (w *worker) copy(ctx context.Context, t replication.Table) (err error) {
+// copy copies a table, or leads those who do.
+func (w *worker) copy(ctx context.Context, t replication.Table) error {
 	form, err := format(ctx, w.target, t)
 	if err != nil {
 		return err
 	}
+	if n := w.bounds.parts(t, w.version); n > 1 {
+		return w.lead(ctx, t, form, n)
+	}
+	return w.whole(ctx, t, form)
+}
+
+// whole copies a table in one transaction. Since it is emptied in the same one, its rows may come frozen: nobody can look at them before they
+// are committed, and nobody has to visit them again to note that they are.
+func (w *worker) whole(ctx context.Context, t replication.Table, form string) (err error) {
 	seam, err := w.snapshot(ctx, t)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		// Ends the snapshot and lets go of the lock, whatever happened.
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		if _, e := w.source.Exec(closing, "ROLLBACK"); e != nil && err == nil {
-			err = fmt.Errorf("end the snapshot: %w", e)
-		}
-	}()
+	defer func() { err = w.leave(ctx, err) }()
 	if err := w.o.Started(ctx, t, seam); err != nil {
 		return err
 	}
+	var rows int64
+	if err := w.inTarget(ctx, true, func(tx pgx.Tx) error {
+		freeze, err := empty(ctx, tx, t.Name)
+		if err != nil {
+			return err
+		}
+		out := t.Name.Quoted()
+		if c := columns(t); len(c) > 0 {
+			out += " (" + strings.Join(c, ", ") + ")"
+		}
+		var bytes int64
+		if rows, bytes, err = w.pipe(ctx, t, out, form, freeze); err != nil {
+			return err
+		}
+		return w.o.Finished(ctx, tx, t, rows, bytes)
+	}); err != nil {
+		return err
+	}
+	w.finished(t, rows)
+	return nil
+}
+
+// finished spreads the word that a table is done.
+func (w *worker) finished(t replication.Table, rows int64) {
+	w.o.Progress(t, rows, 0)
+	if w.o.Then != nil {
+		w.q.addChain(w.o.Then(t), w.q.weigh(t))
+	}
+}
+
+// inTarget runs f in a transaction that only the leader can commit, whose commit waits for the flush if durable is set.
+func (w *worker) inTarget(ctx context.Context, durable bool, f func(tx pgx.Tx) error) error {
 	tx, err := w.target.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("begin on the target: %w", err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after a commit this does nothing
-	freeze, err := empty(ctx, tx, t.Name)
-	if err != nil {
+	commit := "on"
+	if !durable {
+		commit = "off"
+	}
+	if err := f(tx); err != nil {
 		return err
 	}
-	rows, bytes, err := w.pipe(ctx, t, form, freeze)
-	if err != nil {
+	if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = `+commit); err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
-		return err
-	}
-	if err := w.o.Finished(ctx, tx, t, rows, bytes); err != nil {
-		return err
+	if w.o.Fence != nil {
+		if err := w.o.Fence(ctx, tx); err != nil {
+			return err
+		}
 	}
 	if err := tx.Commit(ctx); err != nil {
 		return fmt.Errorf("commit on the target: %w", err)
 	}
-	w.o.Progress(t, rows, 0)
 	return nil
 }
 
-// snapshot locks the table, then takes the snapshot: a REPEATABLE READ transaction takes it with its first query, and LOCK is none
-// ("LOCK", notes on isolation levels).
-func (w *worker) snapshot(ctx context.Context, t replication.Table) (replication.Seam, error) {
-	var seam replication.Seam
-	err := retry.Do(ctx, retry.Policy{Max: 5 * time.Second, Notify: func(err error, _ int, _ time.Duration) {
-		if w.o.Waiting != nil {
-			w.o.Waiting(fmt.Sprintf("the copy of %s waits for a lock on it: %v", t.Name, err))
-		}
-	}}, func(ctx context.Context) error {
-		err := w.trySnapshot(ctx, t, &seam)
-		if err == nil {
-			return nil
-		}
-		if _, e := w.source.Exec(ctx, "ROLLBACK"); e != nil {
-			return retry.Stop(errors.Join(err, e))
-		}
-		if postgres.Code(err) == postgres.CodeLockNotAvailable || errors.Is(err, errTooEarly) {
-			return err
-		}
-		return retry.Stop(err)
-	})
-	if err == nil && w.o.Waiting != nil {
-		w.o.Waiting("")
+// leave ends the snapshot and lets go of the lock, whatever happened.
+func (w *worker) leave(ctx context.Context, err error) error {
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if _, e := w.source.Exec(closing, "ROLLBACK"); e != nil && err == nil {
+		return fmt.Errorf("end the snapshot: %w", e)
 	}
-	return seam, err
-}
-
-var errTooEarly = errors.New("the snapshot is older than the capture")
-
-func (w *worker) trySnapshot(ctx context.Context, t replication.Table, seam *replication.Seam) error {
-	for _, sql := range []string{
-		"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-		"SET LOCAL lock_timeout = '2s'",
-		"LOCK TABLE ONLY " + t.Name.Quoted() + " IN ACCESS SHARE MODE",
-		"SET LOCAL lock_timeout = 0",
-	} {
-		if _, err := w.source.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
-			return fmt.Errorf("%s: %w", sql, err)
-		}
-	}
-	s, err := current(ctx, w.source)
-	if err != nil {
-		return err
-	}
-	if s.Xmin < w.horizon {
-		return errTooEarly // not after Horizon has returned; a standby would lie
-	}
-	var lsn string
-	if err := w.source.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&lsn); err != nil {
-		return fmt.Errorf("read the write-ahead log position: %w", err)
-	}
-	l, err := pglogrepl.ParseLSN(lsn)
-	*seam = replication.Seam{Snapshot: s, LSN: uint64(l)}
 	return err
 }
 
 const referencedSQL = `SELECT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = to_regclass($1))`
 
-// empty removes what an earlier copy left. Truncated tables may take frozen rows; a table that foreign keys point to can't be truncated.
+// empty removes what an earlier copy left, and waits for sessions of that copy which haven't ended yet. Truncated tables may take frozen
+// rows; a table that foreign keys point to can't be truncated.
 func empty(ctx context.Context, tx pgx.Tx, name replication.TableName) (freeze bool, err error) {
 	var referenced bool
 	if err := tx.QueryRow(ctx, referencedSQL, name.Quoted()).Scan(&referenced); err != nil {
 		return false, fmt.Errorf("look for foreign keys: %w", err)
 	}
-	sql := "TRUNCATE ONLY " + name.Quoted()
+	sql := []string{"TRUNCATE ONLY " + name.Quoted()}
 	if referenced {
-		sql = "DELETE FROM ONLY " + name.Quoted()
+		sql = []string{"LOCK TABLE ONLY " + name.Quoted() + " IN SHARE ROW EXCLUSIVE MODE", "DELETE FROM ONLY " + name.Quoted()}
 	}
-	if _, err := tx.Exec(ctx, sql); err != nil {
-		return false, fmt.Errorf("empty the target's table: %w", err)
+	for _, s := range sql {
+		if _, err := tx.Exec(ctx, s); err != nil {
+			return false, fmt.Errorf("empty the target's table: %w", err)
+		}
 	}
 	return !referenced, nil
 }
 
-// pipe moves the rows. What is in memory at any time is a buffer on either side.
-func (w *worker) pipe(ctx context.Context, t replication.Table, form string, freeze bool) (rows, bytes int64, err error) {
+// columns are the quoted names of the columns that are copied.
+func columns(t replication.Table) []string {
 	var names []string
 	for _, c := range t.Stored() {
 		names = append(names, replication.QuoteIdent(c.Name))
 	}
-	columns := "(" + strings.Join(names, ", ") + ")"
-	if len(names) == 0 {
-		columns = ""
+	return names
+}
+
+// pipe moves rows from what the source is to copy out, a table or a query in parentheses, to the target's table.
+func (w *worker) pipe(ctx context.Context, t replication.Table, from, form string, freeze bool) (rows, bytes int64, err error) {
+	into, options := t.Name.Quoted(), "FORMAT "+form
+	if c := columns(t); len(c) > 0 {
+		into += " (" + strings.Join(c, ", ") + ")"
 	}
-	in, out := io.Pipe()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		counting := &counter{w: out, add: func(n int64) { w.o.Progress(t, 0, n) }}
-		buffered := bufio.NewWriterSize(counting, 256<<10)
-		_, err := w.source.PgConn().CopyTo(ctx, buffered, "COPY "+t.Name.Quoted()+" "+columns+" TO STDOUT (FORMAT "+form+")")
-		if err == nil {
-			err = buffered.Flush()
-		}
-		bytes = counting.n
-		if err != nil {
-			err = fmt.Errorf("read from the source: %w", err)
-		}
-		_ = out.CloseWithError(err) // never fails; nil ends the stream
-		return err
+	if freeze {
+		options += ", FREEZE"
+	}
+	rows, err = pipe(ctx, w.source.PgConn(), w.target.PgConn(), "COPY "+from+" TO STDOUT (FORMAT "+form+")", "COPY "+into+" FROM STDIN ("+options+")", func(n int) {
+		bytes += int64(n)
+		w.o.Progress(t, 0, int64(n))
 	})
-	g.Go(func() error {
-		options := "FORMAT " + form
-		if freeze {
-			options += ", FREEZE"
-		}
-		tag, err := w.target.PgConn().CopyFrom(ctx, bufio.NewReaderSize(in, 256<<10), "COPY "+t.Name.Quoted()+" "+columns+" FROM STDIN ("+options+")")
-		rows = tag.RowsAffected()
-		if err != nil {
-			err = fmt.Errorf("write to the target: %w", err)
-		}
-		_ = in.CloseWithError(errors.Join(err, io.ErrClosedPipe))
-		return err
-	})
-	err = g.Wait()
+	if err != nil {
+		// Both are in the middle of something: the servers end it when their sessions are gone.
+		closeConn(ctx, w.source)
+		closeConn(ctx, w.target)
+	}
 	return rows, bytes, err
-}
-
-type counter struct {
-	w   io.Writer
-	n   int64
-	add func(int64)
-}
-
-func (c *counter) Write(p []byte) (int, error) {
-	n, err := c.w.Write(p)
-	c.n += int64(n)
-	c.add(int64(n))
-	return n, err
 }

@@ -1,0 +1,71 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+
+	"replicator/internal/postgres"
+	"replicator/internal/retry"
+	"replicator/replication"
+)
+
+// snapshot locks the table, then takes the snapshot: a REPEATABLE READ transaction takes it with its first query, and LOCK is none
+// ("LOCK", notes on isolation levels).
+func (w *worker) snapshot(ctx context.Context, t replication.Table) (replication.Seam, error) {
+	var seam replication.Seam
+	err := retry.Do(ctx, retry.Policy{Max: 5 * time.Second, Notify: func(err error, _ int, _ time.Duration) {
+		if w.o.Waiting != nil {
+			w.o.Waiting(fmt.Sprintf("the copy of %s waits for a lock on it: %v", t.Name, err))
+		}
+	}}, func(ctx context.Context) error {
+		err := w.trySnapshot(ctx, t, &seam)
+		if err == nil {
+			return nil
+		}
+		if _, e := w.source.Exec(ctx, "ROLLBACK"); e != nil {
+			return retry.Stop(errors.Join(err, e))
+		}
+		if postgres.Code(err) == postgres.CodeLockNotAvailable || errors.Is(err, errTooEarly) {
+			return err
+		}
+		return retry.Stop(err)
+	})
+	if err == nil && w.o.Waiting != nil {
+		w.o.Waiting("")
+	}
+	return seam, err
+}
+
+var errTooEarly = errors.New("the snapshot is older than the capture")
+
+func (w *worker) trySnapshot(ctx context.Context, t replication.Table, seam *replication.Seam) error {
+	for _, sql := range []string{
+		"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+		"SET LOCAL lock_timeout = '2s'",
+		"LOCK TABLE ONLY " + t.Name.Quoted() + " IN ACCESS SHARE MODE",
+		"SET LOCAL lock_timeout = 0",
+	} {
+		if _, err := w.source.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+			return fmt.Errorf("%s: %w", sql, err)
+		}
+	}
+	s, err := current(ctx, w.source)
+	if err != nil {
+		return err
+	}
+	if s.Xmin < w.horizon {
+		return errTooEarly // not after Horizon has returned; a standby would lie
+	}
+	var lsn string
+	if err := w.source.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&lsn); err != nil {
+		return fmt.Errorf("read the write-ahead log position: %w", err)
+	}
+	l, err := pglogrepl.ParseLSN(lsn)
+	*seam = replication.Seam{Snapshot: s, LSN: uint64(l)}
+	return err
+}
