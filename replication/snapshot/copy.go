@@ -45,15 +45,16 @@ func Copy(ctx context.Context, o Options, tables []replication.Table) error {
 		return nil
 	}
 	var after uint64
+	var version int
 	if len(tables) > 0 {
 		var err error
-		if after, err = horizon(ctx, o); err != nil {
+		if after, version, err = horizon(ctx, o); err != nil {
 			return err
 		}
 	}
 	o.Workers = max(o.Workers, 1)
-	b := newBounds(o, tables)
-	q := newQueue(o.Workers, tables, func(t replication.Table) int64 { return b.weight(t, o.Workers) })
+	b := newBounds(o, version, tables)
+	q := newQueue(o.Workers, tables, b)
 	for _, c := range o.Jobs {
 		q.addChain(c, 0)
 	}
@@ -77,13 +78,17 @@ func Copy(ctx context.Context, o Options, tables []replication.Table) error {
 	return g.Wait()
 }
 
-func horizon(ctx context.Context, o Options) (uint64, error) {
+func horizon(ctx context.Context, o Options) (after uint64, version int, err error) {
 	conn, err := postgres.Connect(ctx, o.SourceURL, o.ID, "horizon")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer closeConn(ctx, conn)
-	return Horizon(ctx, conn, o.Waiting)
+	if err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		return 0, 0, fmt.Errorf("read the source's version: %w", err)
+	}
+	after, err = Horizon(ctx, conn, o.Waiting)
+	return after, version, err
 }
 
 func closeConn(ctx context.Context, conn *pgx.Conn) {
@@ -98,7 +103,6 @@ type worker struct {
 	q              *queue
 	horizon        uint64
 	bounds         bounds
-	version        int // of the source, as server_version_num
 	source, target *pgx.Conn
 }
 
@@ -128,13 +132,8 @@ func (w *worker) openSource(ctx context.Context) (err error) {
 	if w.source != nil {
 		return nil
 	}
-	if w.source, err = postgres.Connect(ctx, w.o.SourceURL, w.o.ID, "copy"); err != nil {
-		return err
-	}
-	if err := w.source.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&w.version); err != nil {
-		return fmt.Errorf("read the source's version: %w", err)
-	}
-	return nil
+	w.source, err = postgres.Connect(ctx, w.o.SourceURL, w.o.ID, "copy")
+	return err
 }
 
 // sortMemorySQL gives the building of indexes a share of what the server has for buffers, if that is more than it has anyway: what
@@ -174,7 +173,7 @@ func (w *worker) copy(ctx context.Context, t replication.Table) error {
 	if err != nil {
 		return err
 	}
-	if n := w.bounds.parts(t, w.version); n > 1 {
+	if n := w.bounds.parts(t); n > 1 {
 		return w.lead(ctx, t, form, n)
 	}
 	return w.whole(ctx, t, form)

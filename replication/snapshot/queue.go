@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -22,6 +23,7 @@ type Chain [][]Job
 type queue struct {
 	workers int
 	weigh   func(replication.Table) int64
+	inParts func(replication.Table) bool
 
 	mu       sync.Mutex
 	changed  chan struct{}
@@ -29,8 +31,13 @@ type queue struct {
 	parts    []*part             // of tables that are begun
 	chains   []*chain            // whose current step has jobs that nobody has taken
 	building int
-	busy     int // workers that have something in hand, which may bring more
+	busy     int       // workers that have something in hand, which may bring more
+	patience time.Time // until when nobody begins another table, since one that is heavier is about to be offered in parts
 }
+
+// patience is how long others wait for the parts of a table whose leader takes its snapshot. A lock that takes longer holds up nobody else.
+const patience = 500 * time.Millisecond
+
 
 type chain struct {
 	steps  Chain
@@ -46,8 +53,9 @@ type work struct {
 	of    *chain // the job's
 }
 
-func newQueue(workers int, tables []replication.Table, weigh func(replication.Table) int64) *queue {
-	q := &queue{workers: workers, weigh: weigh, changed: make(chan struct{}), tables: slices.Clone(tables)}
+func newQueue(workers int, tables []replication.Table, b bounds) *queue {
+	weigh := func(t replication.Table) int64 { return b.weight(t, workers) }
+	q := &queue{workers: workers, weigh: weigh, inParts: func(t replication.Table) bool { return b.parts(t) > 1 }, changed: make(chan struct{}), tables: slices.Clone(tables)}
 	slices.SortStableFunc(q.tables, func(a, b replication.Table) int { return cmp.Compare(weigh(b), weigh(a)) })
 	return q
 }
@@ -60,17 +68,32 @@ func (q *queue) next(ctx context.Context) (w work, ok bool, err error) {
 		if ok {
 			q.busy++
 		}
-		ended, changed := q.busy == 0, q.changed
+		ended, changed, wait := q.busy == 0 && len(q.tables) == 0, q.changed, time.Until(q.patience)
 		q.mu.Unlock()
 		if ok || ended {
 			return w, ok, nil
 		}
-		select {
-		case <-ctx.Done():
-			return w, false, ctx.Err()
-		case <-changed:
+		if err := await(ctx, changed, wait); err != nil {
+			return w, false, err
 		}
 	}
+}
+
+// await waits for a change, for no longer than wait if that is positive.
+func await(ctx context.Context, changed <-chan struct{}, wait time.Duration) error {
+	var late <-chan time.Time
+	if wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-changed:
+	case <-late:
+	}
+	return nil
 }
 
 func (q *queue) take() (w work, ok bool) {
@@ -84,8 +107,11 @@ func (q *queue) take() (w work, ok bool) {
 		q.parts = slices.Delete(q.parts, i, i+1)
 		return w, true
 	}
-	if len(q.tables) > 0 {
+	if len(q.tables) > 0 && time.Now().After(q.patience) {
 		w.table, q.tables = &q.tables[0], q.tables[1:]
+		if q.inParts(*w.table) {
+			q.patience = time.Now().Add(patience)
+		}
 		return w, true
 	}
 	return q.takeJob()
@@ -118,10 +144,8 @@ func (q *queue) nextPart(ctx context.Context, s *split) (p *part, ok bool, err e
 		if ok || begun {
 			return p, ok, nil
 		}
-		select {
-		case <-ctx.Done():
-			return nil, false, ctx.Err()
-		case <-changed:
+		if err := await(ctx, changed, 0); err != nil {
+			return nil, false, err
 		}
 	}
 }
@@ -147,7 +171,7 @@ func (q *queue) giveBack(p *part) {
 func (q *queue) addParts(parts []*part) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.parts = append(q.parts, parts...)
+	q.parts, q.patience = append(q.parts, parts...), time.Time{}
 	q.wake()
 }
 

@@ -45,23 +45,24 @@ type part struct {
 // bounds says into how many parts the tables are cut.
 type bounds struct {
 	above, size int64 // bytes
+	version     int   // of the source, as server_version_num
 }
 
-func newBounds(o Options, tables []replication.Table) bounds {
+func newBounds(o Options, version int, tables []replication.Table) bounds {
 	if o.PartBytes > 0 {
-		return bounds{above: o.PartBytes, size: o.PartBytes}
+		return bounds{above: o.PartBytes, size: o.PartBytes, version: version}
 	}
 	var total int64
 	for _, t := range tables {
 		total += t.Bytes
 	}
 	share := max(total/int64(max(o.Workers, 1)), smallestPart)
-	return bounds{above: share, size: max(share/4, smallestPart)}
+	return bounds{above: share, size: max(share/4, smallestPart), version: version}
 }
 
-// parts is the number of parts of a table on a source of that version; one means that it is copied whole.
-func (b bounds) parts(t replication.Table, version int) int64 {
-	if version < tidRangeScans || t.Bytes <= b.above || len(t.Stored()) == 0 {
+// parts is the number of parts of a table; one means that it is copied whole.
+func (b bounds) parts(t replication.Table) int64 {
+	if b.version < tidRangeScans || t.Bytes <= b.above || len(t.Stored()) == 0 {
 		return 1
 	}
 	return max(1, min((t.Bytes+b.size-1)/b.size, t.Pages))
@@ -70,7 +71,7 @@ func (b bounds) parts(t replication.Table, version int) int64 {
 // weight is about how long a table takes from its first row to its last index when as many as can work on it, in bytes to be copied.
 // Building an index costs about twice as much as copying as many bytes.
 func (b bounds) weight(t replication.Table, workers int) int64 {
-	return t.Bytes/min(b.parts(t, tidRangeScans), int64(workers)) + 2*t.IndexBytes
+	return t.Bytes/min(b.parts(t), int64(workers)) + 2*t.IndexBytes
 }
 
 // cut returns n parts of alike numbers of pages.
