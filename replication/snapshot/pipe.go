@@ -22,6 +22,13 @@ const (
 	header      = 5 // type and length of a message
 )
 
+// The source sends 8 kB at a time. A reader that was given little takes a rest, so that it needn't be woken for each of them; the kernel's
+// buffers hold what comes meanwhile. TLS hands out 16 kB at most, and would be slowed down.
+const (
+	enough = 64 << 10
+	rest   = 300 * time.Microsecond
+)
+
 // pipe runs COPY … TO STDOUT on one session and COPY … FROM STDIN on another and moves what the one sends to the other, without looking at
 // it. The source sends every row as a message of its own; they are put together into large ones, which the target takes at a fraction of
 // the cost. It reads and writes the sessions' connections itself ("COPY Operations" and "Message Formats" of the protocol): reading,
@@ -48,7 +55,8 @@ func pipe(ctx context.Context, source, target *pgconn.PgConn, out, in string, mo
 			cancel(fmt.Errorf("read from the source: %w", err))
 			return
 		}
-		r := &reader{conn: a, buf: make([]byte, pieceBytes), full: full, empty: empty, done: ctx.Done()}
+		_, plain := a.(*net.TCPConn)
+		r := &reader{conn: a, plain: plain, buf: make([]byte, pieceBytes), full: full, empty: empty, done: ctx.Done()}
 		if err := r.run(); err != nil {
 			cancel(fmt.Errorf("read from the source: %w", err))
 		}
@@ -83,6 +91,7 @@ func query(sql string) []byte {
 // reader takes the messages of a COPY … TO STDOUT and hands their contents on in pieces.
 type reader struct {
 	conn        net.Conn
+	plain       bool
 	buf         []byte // as it comes from the connection
 	full, empty chan []byte
 	done        <-chan struct{}
@@ -116,6 +125,9 @@ func (r *reader) run() error {
 			}
 			if err := r.flush(false); err != nil {
 				return err
+			}
+			if r.plain && n < enough {
+				time.Sleep(rest)
 			}
 		}
 		if err != nil {

@@ -38,7 +38,6 @@ type queue struct {
 // patience is how long others wait for the parts of a table whose leader takes its snapshot. A lock that takes longer holds up nobody else.
 const patience = 500 * time.Millisecond
 
-
 type chain struct {
 	steps  Chain
 	open   int // jobs of the current step that aren't done
