@@ -29,9 +29,9 @@ func (w *world) inParts(name string) replication.Table {
 
 // Parts of tables that are written to, copied by several sessions, plus the stream make the source's contents: all parts see one state.
 func TestSeamInParts(t *testing.T) {
-	s := seed(t)
+	s := pgtest.Seed(t)
 	names := []string{"a", "b"}
-	w := newWorld(t, names)
+	w := newWorld(t, names, nil)
 	pgtest.Exec(t, w.source, "INSERT INTO a SELECT i, 0, repeat('x', 40) FROM generate_series(1000, 6000) i; INSERT INTO b SELECT i, 0, repeat('y', 40) FROM generate_series(1000, 3000) i")
 	public := []replication.TableName{{Schema: "public", Name: "a"}, {Schema: "public", Name: "b"}}
 	if err := logical.EnsurePublication(w.ctx(), w.pool, "replicator_test", public); err != nil {
@@ -75,7 +75,7 @@ func TestSeamInParts(t *testing.T) {
 	for _, n := range names {
 		m[n] = rowsOf(t, pool, n)
 	}
-	if _, err := w.pool.Exec(w.ctx(), "INSERT INTO replicator.heartbeat VALUES (1, 'end')"); err != nil {
+	if _, err := w.pool.Exec(w.ctx(), "INSERT INTO replicator.heartbeat (id, token) VALUES (1, 'end')"); err != nil {
 		t.Fatal(err)
 	}
 	source := logical.NewSource(logical.Options{URL: w.source, ID: w.id, Slot: "replicator_test", Publication: "replicator_test", Seams: seams})
@@ -94,10 +94,10 @@ func TestSeamInParts(t *testing.T) {
 // A copy in parts that is cut at any moment, by the process's end or by either server, is repeated table by table: no row is missing, none is
 // there twice, what was finished isn't touched again, and a table's jobs follow its copy.
 func TestCutCopyInParts(t *testing.T) {
-	s := seed(t)
+	s := pgtest.Seed(t)
 	r := rand.New(rand.NewPCG(s, 5))
 	names := []string{"a", "b", "c"}
-	w := newWorld(t, names)
+	w := newWorld(t, names, nil)
 	target := pgtest.Shared(t).Database(t)
 	for i, n := range names {
 		pgtest.Exec(t, w.source, fmt.Sprintf("INSERT INTO %s SELECT i, %d, repeat(md5(i::text), 8) FROM generate_series(1000, %d) i", n, i, 9000-i*2500))
@@ -186,7 +186,7 @@ func TestCutCopyInParts(t *testing.T) {
 
 // Somebody who waits for an exclusive lock makes everybody queue who comes after; the copy goes on all the same, since its leader has the lock.
 func TestPartsBehindAnExclusiveLock(t *testing.T) {
-	w := newWorld(t, []string{"a"})
+	w := newWorld(t, []string{"a"}, nil)
 	pgtest.Exec(t, w.source, "INSERT INTO a SELECT i, 0, repeat('x', 40) FROM generate_series(1000, 6000) i")
 	target := w.target([]string{"a"})
 	locking := make(chan error, 1)
