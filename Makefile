@@ -45,7 +45,7 @@ soak: ## run the long tests in full: every seed, every version pair (hours)
 
 .PHONY: bench
 bench: ## measure against native replication and plain loops on real servers (REPLICATOR_BENCH_SCALE=1 REPLICATOR_BENCH_ROUNDS=5 for the full sizes; needs an idle machine; RUN=Capture: trigger capture against Bucardo; RUN=Redis)
-	@scripts/install-tools $(if $(findstring Redis,$(RUN)),redis,pg $(if $(RUN),$(if $(findstring Capture,$(RUN)),bucardo),redis bucardo))
+	@scripts/install-tools $(if $(findstring Redis,$(RUN)),redis,pg $(if $(RUN),$(if $(findstring Capture,$(RUN)),bucardo) $(if $(findstring Copy,$(RUN)),pgcopydb),redis bucardo pgcopydb))
 	@go test -run '^$$' -bench '$(or $(RUN),.)' -benchtime 1x -timeout 5h $(if $(findstring Redis,$(RUN)),,./internal/bench) $(if $(RUN),$(if $(findstring Redis,$(RUN)),./redissync),./redissync)
 
 .PHONY: lint

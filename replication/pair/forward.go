@@ -16,7 +16,6 @@ import (
 	"replicator/replication"
 	"replicator/replication/logical"
 	"replicator/replication/schema"
-	"replicator/replication/snapshot"
 	"replicator/replication/state"
 )
 
@@ -310,55 +309,6 @@ func (p *Pair) identify(ctx context.Context, s *side, tables []replication.Table
 
 const undoIdentity = "replica identity"
 
-// copyAndIndex copies what is pending and builds the keys and indexes of tables as they are done, then all others.
-func (p *Pair) copyAndIndex(ctx context.Context, _ *state.Pair) error {
-	early, err := p.early(ctx)
-	if err != nil {
-		return err
-	}
-	if err := p.copyPending(ctx, early); err != nil {
-		return err
-	}
-	p.phase(Indexing)
-	if err := p.apply(ctx, stageKeys, p.o.CopyWorkers); err != nil {
-		return err
-	}
-	return p.apply(ctx, stageIndexes, p.o.CopyWorkers)
-}
-
-// early returns the building of keys and indexes that needn't wait for other tables, by table.
-func (p *Pair) early(ctx context.Context) (map[replication.TableName]snapshot.Chain, error) {
-	var parts [2][]schema.Entry
-	from := map[string]string{} // stages by statement, which names its object
-	for i, stage := range []string{stageKeys, stageIndexes} {
-		all, err := p.stored.Statements(ctx, stage)
-		if err != nil {
-			return nil, err
-		}
-		for _, s := range all {
-			parts[i] = append(parts[i], entry(s))
-			if !s.Done {
-				from[s.SQL] = stage
-			}
-		}
-	}
-	out := map[replication.TableName]snapshot.Chain{}
-	for table, steps := range schema.Early(parts[0], parts[1]) {
-		for _, step := range steps {
-			var jobs []snapshot.Job
-			for _, e := range step {
-				if stage, ok := from[e.SQL]; ok {
-					jobs = append(jobs, func(ctx context.Context, target *pgx.Conn) error {
-						return p.applyEntry(ctx, target, stage, e)
-					})
-				}
-			}
-			out[table] = append(out[table], jobs)
-		}
-	}
-	return out, nil
-}
-
 // recapture makes sure, before tables are copied again, that they are still captured: what stopped the stream may have been that they aren't.
 func (p *Pair) recapture(ctx context.Context) error {
 	copies, err := p.stored.Copies(ctx)
@@ -373,77 +323,6 @@ func (p *Pair) recapture(ctx context.Context) error {
 		return nil
 	}
 	return p.capture(false).extend(ctx, names)
-}
-
-// copyPending copies the tables that aren't copied yet, and does with each that is copied what then says.
-func (p *Pair) copyPending(ctx context.Context, then map[replication.TableName]snapshot.Chain) error {
-	copies, err := p.stored.Copies(ctx)
-	if err != nil {
-		return err
-	}
-	all, err := schema.Tables(ctx, p.source.pool, p.o.Filter)
-	if err != nil {
-		return err
-	}
-	byName := map[replication.TableName]replication.Table{}
-	for _, t := range all {
-		byName[t.Name] = t
-	}
-	var pending []replication.Table
-	var jobs []snapshot.Chain
-	var progress copyProgress
-	progress.total = len(copies)
-	for _, c := range copies {
-		t, ok := byName[c.Table]
-		if c.State == state.Copied {
-			progress.copied++
-			progress.rows += c.Rows
-			progress.bytes += c.Bytes
-			if chain := then[c.Table]; chain != nil {
-				jobs = append(jobs, chain)
-			}
-			continue
-		}
-		if !ok {
-			return fmt.Errorf("copy %s: the table is gone from the source: exclude it, or run finish and start anew", c.Table)
-		}
-		pending = append(pending, t)
-		progress.expect += t.Bytes
-		p.touch([]replication.Change{{Relation: &replication.Relation{Name: t.Name}}})
-	}
-	progress.began = time.Now()
-	p.mu.Lock()
-	p.status.copy = progress
-	p.mu.Unlock()
-	if len(pending) == 0 {
-		return nil // what is left to be built comes next
-	}
-	p.phase(Copying)
-	p.log.Info("copying", "tables", len(pending), "bytes", progress.expect)
-	return snapshot.Copy(ctx, snapshot.Options{
-		SourceURL: p.source.url, TargetURL: p.target.url, ID: p.id, Workers: p.o.CopyWorkers, Waiting: p.waiting,
-		Started: func(ctx context.Context, t replication.Table, s replication.Seam) error {
-			return p.stored.StartCopy(ctx, state.Copy{Table: t.Name, Snapshot: s.Snapshot.String(), LSN: pglogrepl.LSN(s.LSN).String()})
-		},
-		Fence: func(ctx context.Context, tx pgx.Tx) error { return state.Fence(ctx, tx, p.id) },
-		Then:  func(t replication.Table) snapshot.Chain { return then[t.Name] },
-		Jobs:  jobs,
-		Finished: func(ctx context.Context, tx pgx.Tx, t replication.Table, rows, bytes int64) error {
-			return p.stored.FinishCopy(ctx, tx, state.Copy{Table: t.Name, Rows: rows, Bytes: bytes})
-		},
-		Progress: func(t replication.Table, rows, bytes int64) {
-			p.metrics.Copied(rows, bytes)
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			p.status.copy.rows += rows
-			p.status.copy.bytes += bytes
-			p.status.copy.moved += bytes
-			if bytes == 0 {
-				p.status.copy.copied++
-				p.log.Info("copied", "table", t.Name.String(), "rows", rows)
-			}
-		},
-	}, pending)
 }
 
 // seams reads where each table's copy and the stream meet.
