@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 
+	"replicator/internal/postgres"
 	"replicator/replication"
 	"replicator/replication/schema"
 	"replicator/replication/snapshot"
@@ -52,16 +53,25 @@ func (p *Pair) early(ctx context.Context) (map[replication.TableName]snapshot.Ch
 			var jobs []snapshot.Job
 			for _, e := range step {
 				if stage, ok := from[e.SQL]; ok {
-					jobs = append(jobs, func(ctx context.Context, target *pgx.Conn) error {
-						defer p.doing("")
-						return p.applyEntry(ctx, target, stage, e)
-					})
+					jobs = append(jobs, func(ctx context.Context, target *pgx.Conn) error { return p.buildEarly(ctx, target, stage, e) })
 				}
 			}
 			out[table] = append(out[table], jobs)
 		}
 	}
 	return out, nil
+}
+
+// buildEarly builds a key or an index. What the target refuses is left for when all is copied, which reports it: it must not keep other
+// tables from being copied.
+func (p *Pair) buildEarly(ctx context.Context, target *pgx.Conn, stage string, e schema.Entry) error {
+	defer p.doing("")
+	err := p.applyEntry(ctx, target, stage, e)
+	if err == nil || ctx.Err() != nil || target.IsClosed() || postgres.Code(err) == "" {
+		return err
+	}
+	p.log.Warn("left until all tables are copied", "what", e.String(), "error", err)
+	return nil
 }
 
 // copyPending copies the tables that aren't copied yet, and does with each that is copied what then says.
