@@ -107,6 +107,8 @@ var errPipeClosed = errors.New("the copy was ended from elsewhere")
 
 // run returns when the server is ready for the next query, or with its error.
 func (r *reader) run() error {
+	pause := time.NewTimer(rest)
+	defer pause.Stop()
 	for {
 		n, err := r.conn.Read(r.buf)
 		if n > 0 {
@@ -127,7 +129,11 @@ func (r *reader) run() error {
 				return err
 			}
 			if r.plain && n < enough {
-				time.Sleep(rest)
+				pause.Reset(rest)
+				select {
+				case <-r.done:
+				case <-pause.C:
+				}
 			}
 		}
 		if err != nil {
