@@ -20,7 +20,8 @@ import (
 // bed is a source and a target server, each on a core of its own, with a pair of databases for each way to capture.
 type bed struct {
 	*world
-	size int // of pgbench's tables
+	size int      // of pgbench's tables
+	more []string // what is loaded besides
 }
 
 // rival is one way to capture, with a database of its own on either side. The world's origin is the source's database as its superuser.
@@ -73,7 +74,7 @@ func (d *bed) load(url string) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		d.b.Fatalf("pgbench --initialize: %v\n%s", err, out)
 	}
-	d.exec(url, "ALTER TABLE pgbench_history ADD COLUMN id bigserial PRIMARY KEY", "CREATE TABLE bench_done (id int PRIMARY KEY)")
+	d.exec(url, append([]string{"ALTER TABLE pgbench_history ADD COLUMN id bigserial PRIMARY KEY", "CREATE TABLE bench_done (id int PRIMARY KEY)"}, d.more...)...)
 }
 
 // triggers makes a rival that replicator's triggers capture. It is copied; the daemon is stopped.

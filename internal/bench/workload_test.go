@@ -25,6 +25,14 @@ const narrow = `CREATE TABLE narrow (id bigint PRIMARY KEY, n int, note text, at
 // fillNarrow inserts rows id from … to.
 const fillNarrow = `INSERT INTO narrow SELECT i, i %% 1000, md5(i::text), timestamptz '2024-01-01' + i * interval '1 second', i / 100.0 FROM generate_series(%d, %d) i`
 
+// randomUpdates changes n rows of narrow, 1,000 a transaction. A stride that shares no factor with the number of rows visits each of them once,
+// in no order that an index has.
+func randomUpdates(n, round int) string {
+	return fmt.Sprintf(`DO $$ BEGIN FOR t IN 0 .. %d LOOP
+		UPDATE narrow SET n = n + 1, note = md5(id::text || '%d'), amount = amount + 1 WHERE id = ANY (ARRAY(SELECT 1 + (i * 7919) %% %d FROM generate_series(t::bigint * 1000, t::bigint * 1000 + 999) i));
+		COMMIT; END LOOP; END $$`, n/1000-1, round, n)
+}
+
 // drains are the rows B1 to B5. Sizes are those of scale 1.
 var drains = []workload{
 	{
@@ -68,10 +76,7 @@ var drains = []workload{
 		load: func(w *world) { w.exec(w.origin, fmt.Sprintf(fillNarrow, 1, scaled(w.b, 1000000))) },
 		write: func(w *world, round int) int {
 			n := scaled(w.b, 1000000)
-			// A stride that shares no factor with the number of rows visits each of them once, in no order that an index has.
-			w.exec(w.origin, fmt.Sprintf(`DO $$ BEGIN FOR t IN 0 .. %d LOOP
-				UPDATE narrow SET n = n + 1, note = md5(id::text || '%d'), amount = amount + 1 WHERE id = ANY (ARRAY(SELECT 1 + (i * 7919) %% %d FROM generate_series(t::bigint * 1000, t::bigint * 1000 + 999) i));
-				COMMIT; END LOOP; END $$`, n/1000-1, round, n))
+			w.exec(w.origin, randomUpdates(n, round))
 			return n / 1000 * 1000
 		},
 	},

@@ -1,7 +1,7 @@
 // Package trigger captures the changes of a Postgres database by triggers and a change log, where there is no logical replication to be
 // had: all it needs is to own the tables.
 //
-// Each table has a log of the keys that were written, with the operation and the transaction's id, kept in two log tables of which one is
+// Each table has a log of the keys that were written, before and after, with the transaction's id, kept in two log tables of which one is
 // written to; a row trigger, a truncation trigger (both ENABLE ALWAYS) and a function of its own. The log says only *which* rows may
 // have changed. What they are now is read from the table itself.
 //
