@@ -196,6 +196,10 @@ func rebuildStream(key string, v value, there version) ([]command, error) {
 			}
 		}
 	}
+	truly := make([]string, 0, len(messages)+1)
+	for _, e := range list(v, "entries") {
+		truly = append(truly, e.items[0].str)
+	}
 	slices.SortFunc(messages, func(a, b message) int { return compareStreamIDs(a.id, b.id) })
 	// A group makes an empty stream come into being.
 	cmds := []command{{"XGROUP", "CREATE", key, "__replicator__", "0", "MKSTREAM"}, {"XGROUP", "DESTROY", key, "__replicator__"}}
@@ -224,10 +228,20 @@ func rebuildStream(key string, v value, there version) ([]command, error) {
 			cmds = append(cmds, command{"XCLAIM", key, name, f[1], "0", f[0], "TIME", f[2], "RETRYCOUNT", f[3], "FORCE", "JUSTID"})
 		}
 	}
-	cmds = append(cmds, inPieces([]string{"XDEL", key}, standIns)...)
+	cmds = append(cmds, withdraw(key, standIns, slices.MinFunc(append(truly, "18446744073709551615-18446744073709551615"), compareStreamIDs), there)...)
 	set := command{"XSETID", key, text(v, "last-generated-id")}
 	if n := text(v, "entries-added"); n != "" && there >= 70000 {
 		set = append(set, "ENTRIESADDED", n, "MAXDELETEDID", cmp.Or(text(v, "max-deleted-entry-id"), "0-0"))
 	}
 	return append(cmds, set), nil
+}
+
+// withdraw removes stand-ins. XDEL leaves its mark in max-deleted-entry-id, which XSETID can't set back to none: those before the first
+// true message are trimmed off, as their messages mostly were.
+func withdraw(key string, standIns []string, first string, there version) []command {
+	if there < 60200 || len(standIns) == 0 {
+		return inPieces([]string{"XDEL", key}, standIns)
+	}
+	later := slices.DeleteFunc(standIns, func(id string) bool { return compareStreamIDs(id, first) < 0 })
+	return append([]command{{"XTRIM", key, "MINID", first}}, inPieces([]string{"XDEL", key}, later)...)
 }

@@ -24,6 +24,16 @@ func TestRebuildMakesEqualValues(t *testing.T) {
 		XDEL pending 2-1
 		XTRIM pending MAXLEN 1
 		XGROUP CREATE hollow g $ MKSTREAM
+		XADD trimmed 1-1 a 1
+		XADD trimmed 2-1 a 2
+		XADD trimmed 3-1 a 3
+		XGROUP CREATE trimmed g 0
+		XREADGROUP GROUP g alice COUNT 3 STREAMS trimmed >
+		XTRIM trimmed MAXLEN 1
+		XADD trimmedaway 1-1 a 1
+		XGROUP CREATE trimmedaway g 0
+		XREADGROUP GROUP g alice COUNT 3 STREAMS trimmedaway >
+		XTRIM trimmedaway MAXLEN 0
 		XADD emptied 5-5 a 1
 		XDEL emptied 5-5
 	`)
