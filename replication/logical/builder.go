@@ -102,7 +102,8 @@ func (b *builder) room(ctx context.Context) error {
 // full tells whether the reader must wait: the batch is at its bounds, or it ends a transaction that came in pieces.
 func (b *builder) full() bool {
 	// Transactions that change nothing of ours count too: servers before 15 send each of them.
-	return b.closed || len(b.cur.Changes) >= b.limits.Changes || len(b.cur.Marks) >= b.limits.Changes || b.cur.Bytes >= b.limits.Bytes || b.cur.Held() >= 2*max(b.limits.Bytes, replication.ChunkSize)
+	return b.closed || len(b.cur.Changes) >= b.limits.Changes || len(b.cur.Marks) >= b.limits.Changes || b.cur.Bytes >= b.limits.Bytes ||
+		(len(b.cur.Changes) > 0 && b.cur.Held() >= 2*max(b.limits.Bytes, replication.ChunkSize))
 }
 
 // decode decodes one message, which was sent at that time, in microseconds since 2000 by the server's clock (0: unknown). Values lie in chunk
@@ -175,16 +176,21 @@ func same(a, b *replication.Relation) bool {
 }
 
 func (b *builder) row(kind byte, data []byte, chunk *replication.Chunk) error {
+	token := false
 	if len(data) >= 4 {
 		r := b.relations[binary.BigEndian.Uint32(data)]
-		if r != nil && r.Name != heartbeat && !b.needs(r) {
+		token = r != nil && r.Name == heartbeat
+		if r != nil && !token && !b.needs(r) {
 			return nil
 		}
 	}
-	if chunk != nil {
+	switch {
+	case token:
+		// Nothing of it is kept.
+	case chunk != nil:
 		b.cur.Hold(chunk)
 		b.cur.Bytes += len(data)
-	} else {
+	default:
 		data = b.cur.Keep(data)
 	}
 	c, err := decodeRow(kind, &message{data: data}, b.relations, b.cur)
