@@ -248,18 +248,12 @@ func (p *Pair) adopt(ctx context.Context) error {
 	return state.StartPosition(ctx, p.target.pool, p.id, replication.Forward, logical.FormatPosition(slot.Confirmed))
 }
 
-// gates installs the gates of both sides, the target's shut and the source's open.
+// gates installs the target's gate and shuts it. The source's is left to Prepare: even open it costs every statement there a call.
 func (p *Pair) gates(ctx context.Context, names []replication.TableName) error {
 	if err := p.target.gate.Install(ctx, names); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
-	if err := p.shut(ctx, p.target); err != nil {
-		return err
-	}
-	if err := p.source.gate.Install(ctx, names); err != nil {
-		return fmt.Errorf("source: %w", err)
-	}
-	return nil
+	return p.shut(ctx, p.target)
 }
 
 // begin puts a direction's capture in place and, where it is the one that flows now, notes its start.
