@@ -153,7 +153,9 @@ func exported(t *testing.T) map[string]bool {
 	metrics.NewPostgres(reg, "main", func() metrics.PostgresReading {
 		return metrics.PostgresReading{LagBytes: &one, LagSeconds: &one, RetainedBytes: &one, HorizonSeconds: &one}
 	}).VerifyMismatches(0)
-	metrics.NewRedis(reg, "cache", func() metrics.RedisReading { return metrics.RedisReading{LagSeconds: &one, DirtyKeys: &one, MemoryHeadroomBytes: &one, FeedBufferBytes: &one, FeedBufferLimitBytes: &one} })
+	metrics.NewRedis(reg, "cache", func() metrics.RedisReading {
+		return metrics.RedisReading{LagSeconds: &one, DirtyKeys: &one, MemoryHeadroomBytes: &one, FeedBufferBytes: &one, FeedBufferLimitBytes: &one}
+	})
 	metrics.NewCutover(reg).SetFreezeSeconds(1)
 	metrics.NewLeader(reg)
 	metrics.NewBuild(reg, "v", "go")

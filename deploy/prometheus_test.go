@@ -34,7 +34,9 @@ func TestEveryExpressionFindsASeries(t *testing.T) {
 	pg := metrics.NewPostgres(reg, "main", func() metrics.PostgresReading {
 		return metrics.PostgresReading{LagBytes: &one, LagSeconds: &one, RetainedBytes: &one, HorizonSeconds: &one}
 	})
-	redis := metrics.NewRedis(reg, "sidekiq", func() metrics.RedisReading { return metrics.RedisReading{LagSeconds: &one, DirtyKeys: &one, MemoryHeadroomBytes: &one, FeedBufferBytes: &one, FeedBufferLimitBytes: &one} })
+	redis := metrics.NewRedis(reg, "sidekiq", func() metrics.RedisReading {
+		return metrics.RedisReading{LagSeconds: &one, DirtyKeys: &one, MemoryHeadroomBytes: &one, FeedBufferBytes: &one, FeedBufferLimitBytes: &one}
+	})
 	cutover := metrics.NewCutover(reg)
 	metrics.NewLeader(reg).Set(true)
 	metrics.NewBuild(reg, "v1", "go1")

@@ -133,7 +133,9 @@ func everything() *prometheus.Registry {
 	NewPostgres(reg, "main", func() PostgresReading {
 		return PostgresReading{LagBytes: ptr(1), LagSeconds: ptr(1), RetainedBytes: ptr(1), HorizonSeconds: ptr(1)}
 	}).VerifyMismatches(0)
-	r := NewRedis(reg, "sidekiq", func() RedisReading { return RedisReading{LagSeconds: ptr(0), DirtyKeys: ptr(3), MemoryHeadroomBytes: ptr(1), FeedBufferBytes: ptr(1), FeedBufferLimitBytes: ptr(1)} })
+	r := NewRedis(reg, "sidekiq", func() RedisReading {
+		return RedisReading{LagSeconds: ptr(0), DirtyKeys: ptr(3), MemoryHeadroomBytes: ptr(1), FeedBufferBytes: ptr(1), FeedBufferLimitBytes: ptr(1)}
+	})
 	r.Copied(2)
 	r.Gap()
 	r.VerifyMismatches(1)

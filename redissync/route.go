@@ -115,7 +115,7 @@ func (s *session) route(ctx context.Context, db int, units []unit) ([][]value, e
 		}
 		if time.Since(began) > redirectTime {
 			// Not a reply's error: it says nothing of the key.
-			return nil, &preflight.Hinted{Code: "redis-busy", Err: fmt.Errorf("the cluster is moving slots or lacks some: %v", last),
+			return nil, &preflight.Hinted{Code: "redis-busy", Err: fmt.Errorf("the cluster is moving slots or lacks some: %s", last.Error()),
 				Hint: "replicator tries again by itself; if it lasts, see CLUSTER INFO for what the cluster lacks"}
 		}
 		todo = left

@@ -109,7 +109,7 @@ func (s *session) layout(ctx context.Context) (*layout, error) {
 		return single, nil
 	}
 	known, stale := t.get()
-	if known != nil && !(known.cluster && stale) {
+	if known != nil && (!known.cluster || !stale) {
 		return known, nil
 	}
 	return s.relearn(ctx)

@@ -74,7 +74,7 @@ func TestElementsRefuseWhatTheyDoNotUnderstand(t *testing.T) {
 		for _, v := range []string{"", " ", "x", "infinity", "Infinity", "NaN", ".", "-", "1.", ".5", "1e", "1.0.0", "--1", "+1", "0x1p-2", "1_0", "0001-01-0", "0001-13-01", "2024-01-01 00:00:00.", "2024-01-01 00:00:00.1234567",
 			"2024-01-01T00:00:00", "2024-01-01 00:00:00-01", "2024-01-01 00:00:00 BC", "2024-01-01 BC", "true", "a0eebc999c0b4ef8bb6d6bb9bd380a11", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a1g", "\\x0", "\\x0g"} {
 			number := e.name == "real" || e.name == "double precision"
-			if got, ok := e.put(nil, []byte(v)); ok && !(number && (v == "1." || v == ".5" || v == "+1")) {
+			if got, ok := e.put(nil, []byte(v)); ok && (!number || (v != "1." && v != ".5" && v != "+1")) {
 				t.Errorf("%s: %q is taken for %x", e.name, v, got)
 			}
 		}

@@ -75,11 +75,5 @@ func (w *wire) bound(at int) {
 	w.finish(at)
 }
 
-// execute runs a statement without parameters that isn't worth preparing.
-func (w *wire) execute(sql string) {
-	w.parse("", sql, nil)
-	w.bound(w.bind("", 0, textFormat))
-}
-
 // sync ends a run: whatever fails in it, the server goes on after this.
 func (w *wire) sync() { w.finish(w.message('S')) }

@@ -76,7 +76,7 @@ func (b *builder) add(ctx context.Context, data []byte) error {
 
 // tell says that something may be taken, if so. The caller holds mu.
 func (b *builder) tell() {
-	if (len(b.cur.Marks) > 0 || b.full() || b.cur.Position != "") && !(b.patient && b.small()) {
+	if (len(b.cur.Marks) > 0 || b.full() || b.cur.Position != "") && (!b.patient || !b.small()) {
 		signal(b.filled)
 	}
 }

@@ -83,11 +83,11 @@ func (p *player) play(steps []step) {
 	p.t.Helper()
 	for _, s := range steps {
 		sql := strings.ReplaceAll(s.sql, "$t", p.table)
-		switch {
-		case s.session == "":
+		switch s.session {
+		case "":
 			pgtest.Exec(p.t, p.source, sql)
 			continue
-		case s.session == "free":
+		case "free":
 			p.letCommit(p.sessions[s.sql])
 			continue
 		}

@@ -280,7 +280,7 @@ func attack(t *testing.T, seed uint64, length time.Duration, writers int) {
 		if wrong != "" {
 			var there string // an attack that doesn't balance is no finding
 			err := f.pool.QueryRow(context.Background(), balances).Scan(&there)
-			return fmt.Errorf("%w after %s: %s (the source, now: %q %v)", unbalanced, b.Position, wrong, there, err)
+			return errors.Join(fmt.Errorf("%w after %s: %s (the source, now: %q)", unbalanced, b.Position, wrong, there), err)
 		}
 		return nil
 	}
