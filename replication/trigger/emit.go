@@ -295,7 +295,7 @@ func (w *window) end(ctx context.Context) error {
 		w.seams = false
 	}
 	if w.request != nil {
-		return w.request.hold(ctx, b.Position)
+		return w.request.hold(ctx, next.position()) // the batch is its receiver's now
 	}
 	return nil
 }
