@@ -37,7 +37,15 @@ func NewChunk(size int) *Chunk {
 
 // Release lets go of the chunk.
 func (c *Chunk) Release() {
-	if c.holds.Add(-1) == 0 && len(c.Bytes) == ChunkSize {
+	if c.holds.Add(-1) != 0 {
+		return
+	}
+	if poison {
+		for i := range c.Bytes {
+			c.Bytes[i] = 0xdb
+		}
+	}
+	if len(c.Bytes) == ChunkSize {
 		chunks.Put(c)
 	}
 }
@@ -144,11 +152,20 @@ func (b *Batch) Release() {
 		c.Release()
 	}
 	for _, v := range b.blocks {
+		if poison {
+			for i := range v {
+				v[i] = Value{Kind: 0xdb}
+			}
+		}
 		values.Put(v)
 	}
 	clear(b.chunks)
 	clear(b.blocks)
 	clear(b.Changes)
 	*b = Batch{Changes: b.Changes[:0], Marks: b.Marks[:0], memory: memory{chunks: b.chunks[:0], blocks: b.blocks[:0]}}
+	if poison {
+		b.Position = "released"
+		return // never used again, so that it stays recognisable
+	}
 	batches.Put(b)
 }
