@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -111,7 +110,7 @@ func (d *disturbed) disturb(n int) {
 func (d *disturbed) disturbStream() {
 	d.t.Helper()
 	rounds := 3
-	if os.Getenv("REPLICATOR_SOAK") != "" {
+	if soak() {
 		rounds = 50
 	}
 	for i := range rounds {

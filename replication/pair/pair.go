@@ -48,6 +48,8 @@ type Options struct {
 	Capture string
 	// Paused makes Run open both sides and wait for Resume, as after Pause.
 	Paused bool
+	// WatchEvery is how often the source's catalog is looked at for tables that were made, altered or dropped; 10 s if zero.
+	WatchEvery time.Duration
 	// NoCalmVerify leaves out the comparison before a freeze, after which the freeze compares only what has changed meanwhile.
 	NoCalmVerify bool
 
@@ -118,6 +120,9 @@ func New(o Options) *Pair {
 	}
 	if o.SequenceMargin == 0 {
 		o.SequenceMargin = 1000
+	}
+	if o.WatchEvery == 0 {
+		o.WatchEvery = 10 * time.Second
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

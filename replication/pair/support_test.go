@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"strconv"
 	"sync"
 	"testing"
@@ -42,6 +43,9 @@ func newFixture(t *testing.T) *fixture {
 
 func newMigration() string { return "m" + strconv.FormatUint(rand.Uint64()%1e9, 10) }
 
+// soak tells whether random tests do all that they can.
+func soak() bool { return os.Getenv("REPLICATOR_SOAK") != "" }
+
 // everyCapture runs a test once for each capture, with the roles that it is made for: a role that may replicate and one like Heroku's.
 func everyCapture(t *testing.T, test func(t *testing.T, f *fixture)) {
 	t.Run(Logical, func(t *testing.T) {
@@ -76,7 +80,7 @@ func (f *fixture) lead(ctx context.Context) *state.Lead {
 		f.t.Fatal(err)
 	}
 	f.epoch = lead.Epoch
-	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers,
+	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers, WatchEvery: time.Second,
 		Log: slog.New(slog.NewTextHandler(testWriter{f.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))})
 	return lead
 }
