@@ -34,13 +34,9 @@ func EnsurePublication(ctx context.Context, q querier, name string, tables []rep
 			return wrapPublication("create", name, err)
 		}
 	}
-	rows, err := q.Query(ctx, publishedSQL, name)
+	have, err := Published(ctx, q, name)
 	if err != nil {
-		return wrapPublication("read", name, err)
-	}
-	have, err := pgx.CollectRows(rows, pgx.RowToStructByPos[replication.TableName])
-	if err != nil {
-		return wrapPublication("read", name, err)
+		return err
 	}
 	slices.SortFunc(have, replication.TableName.Compare)
 	if slices.Equal(have, want) {
@@ -48,6 +44,16 @@ func EnsurePublication(ctx context.Context, q querier, name string, tables []rep
 	}
 	_, err = q.Exec(ctx, "ALTER PUBLICATION "+replication.QuoteIdent(name)+" SET TABLE "+list(want))
 	return wrapPublication("alter", name, err)
+}
+
+// Published returns the tables that the publication holds, by their present names.
+func Published(ctx context.Context, q querier, name string) ([]replication.TableName, error) {
+	rows, err := q.Query(ctx, publishedSQL, name)
+	if err != nil {
+		return nil, wrapPublication("read", name, err)
+	}
+	have, err := pgx.CollectRows(rows, pgx.RowToStructByPos[replication.TableName])
+	return have, wrapPublication("read", name, err)
 }
 
 // PublicationExists tells whether there is a publication of that name.

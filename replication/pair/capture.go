@@ -3,6 +3,7 @@ package pair
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"replicator/replication"
@@ -19,6 +20,9 @@ type capture interface {
 	begin(ctx context.Context, tables []replication.Table) (replication.Position, error)
 	// extend takes in tables beside those that are captured already; tables lists all of them.
 	extend(ctx context.Context, tables []replication.TableName) error
+	// lacks returns those of the origin's tables that aren't captured, or not as they are now: others have taken their names, or what is logged
+	// of them was altered.
+	lacks(ctx context.Context, tables []replication.Table) ([]replication.TableName, error)
 	// check tells whether streaming from the destination's stored position loses nothing.
 	check(ctx context.Context, stored replication.Position) error
 	// source returns a source; seams are the tables' copies.
@@ -108,6 +112,20 @@ func (c logicalCapture) begin(ctx context.Context, tables []replication.Table) (
 
 func (c logicalCapture) extend(ctx context.Context, tables []replication.TableName) error {
 	return c.errorf(logical.EnsurePublication(ctx, c.origin().pool, c.publication(), tables))
+}
+
+func (c logicalCapture) lacks(ctx context.Context, tables []replication.Table) ([]replication.TableName, error) {
+	published, err := logical.Published(ctx, c.origin().pool, c.publication())
+	if err != nil {
+		return nil, c.errorf(err)
+	}
+	var out []replication.TableName
+	for _, t := range tables {
+		if !slices.Contains(published, t.Name) {
+			out = append(out, t.Name)
+		}
+	}
+	return out, nil
 }
 
 func (c logicalCapture) check(ctx context.Context, stored replication.Position) error {

@@ -60,6 +60,11 @@ func (c triggerCapture) extend(ctx context.Context, tables []replication.TableNa
 	return err
 }
 
+func (c triggerCapture) lacks(ctx context.Context, tables []replication.Table) ([]replication.TableName, error) {
+	out, err := trigger.Uncaptured(ctx, c.origin().pool, tables)
+	return out, c.errorf(err)
+}
+
 // check leaves it to the stream, which looks for lost commits, missing triggers and drift in every window.
 func (c triggerCapture) check(context.Context, replication.Position) error { return nil }
 
@@ -68,9 +73,15 @@ func (c triggerCapture) source(ctx context.Context, seams map[replication.TableN
 	if err != nil {
 		return nil, err
 	}
+	// A table that was dropped has nothing more to say.
+	c.p.mu.Lock()
+	gone := c.p.status.gone
+	c.p.mu.Unlock()
 	var tables []replication.TableName
 	for _, t := range copies {
-		tables = append(tables, t.Table)
+		if c.reverse || !slices.Contains(gone, t.Table) {
+			tables = append(tables, t.Table)
+		}
 	}
 	return trigger.NewSource(trigger.Options{URL: c.origin().url, ID: c.p.id, Tables: tables, Seams: seams, Log: c.p.log, Waiting: c.p.waiting, Drift: c.drift}), nil
 }

@@ -104,7 +104,7 @@ func (p *Pair) copyPending(ctx context.Context, then map[replication.TableName]s
 			continue
 		}
 		if !ok {
-			return fmt.Errorf("copy %s: the table is gone from the source: exclude it, or run finish and start anew", c.Table)
+			return fmt.Errorf("copy %s: the table is gone from the source: drop it on the target too, or exclude it", c.Table)
 		}
 		pending = append(pending, t)
 		progress.expect += t.Bytes

@@ -65,14 +65,18 @@ func (p *Pair) Check(ctx context.Context, reverse bool) []preflight.Finding {
 	}
 	out = append(out, p.checkCatalogs(ctx, origin, destination)...)
 	if !reverse {
-		joinable, lacking, err := p.unknown(ctx)
+		c, err := p.changes(ctx)
 		switch {
 		case err != nil:
 			out = append(out, p.finding("unreachable", preflight.Error, "", err.Error(), "mend the connection"))
-		case len(joinable) > 0:
-			out = append(out, p.finding("table-joining", preflight.Error, "", fmt.Sprintf("%d tables that were just made are not replicated yet, %s among them", len(joinable), joinable[0].Name), "wait until they are copied"))
-		case len(lacking) > 0:
-			out = append(out, p.lackingProblem(lacking))
+		case len(c.joinable) > 0:
+			out = append(out, p.finding("table-joining", preflight.Error, "", fmt.Sprintf("%d tables that were just made are not replicated yet, %s among them", len(c.joinable), c.joinable[0].Name), "wait until they are copied"))
+		case len(c.remade) > 0:
+			out = append(out, p.finding("table-joining", preflight.Error, "", fmt.Sprintf("%d tables that were made anew are not copied yet, %s among them", len(c.remade), c.remade[0].Name), "wait until they are copied"))
+		case len(c.lacking.tables) > 0:
+			out = append(out, p.lackingProblem(c.lacking))
+		case len(c.gone) > 0:
+			out = append(out, p.goneProblem(c.gone))
 		}
 	}
 	return out

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -309,14 +310,41 @@ func (p *Pair) recapture(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	names, pending := make([]replication.TableName, len(copies)), false
-	for i, c := range copies {
-		names[i], pending = c.Table, pending || c.State != state.Copied
+	p.mu.Lock()
+	gone := p.status.gone
+	p.mu.Unlock()
+	var names, pending []replication.TableName
+	for _, c := range copies {
+		if slices.Contains(gone, c.Table) {
+			continue
+		}
+		names = append(names, c.Table)
+		if c.State != state.Copied {
+			pending = append(pending, c.Table)
+		}
 	}
-	if !pending {
+	if len(pending) == 0 {
 		return nil
 	}
-	return p.capture(false).extend(ctx, names)
+	if err := p.capture(false).extend(ctx, names); err != nil {
+		return err
+	}
+	return p.sameColumns(ctx, pending)
+}
+
+// sameColumns stops, with the statements that mend it, where the target can't take the tables' rows as they are now.
+func (p *Pair) sameColumns(ctx context.Context, tables []replication.TableName) error {
+	a, b, err := p.fingerprints(ctx, false)
+	if err != nil {
+		return err
+	}
+	for _, d := range a.Diff(b) {
+		if d.Blocks && d.Kind == schema.KindColumn && slices.Contains(tables, d.Table) {
+			err := retry.Stop(&preflight.Hinted{Code: "schema-drift", Err: fmt.Errorf("table %s has drifted: %s", d.Table, d.Message), Hint: "on the target: " + d.Statement})
+			return p.explainDrift(ctx, err, false)
+		}
+	}
+	return nil
 }
 
 // seams reads where each table's copy and the stream meet.

@@ -53,7 +53,8 @@ type Status struct {
 	Problems                        []preflight.Finding
 
 	failure *preflight.Finding
-	lacking []replication.TableName
+	lacking lacking
+	gone    []replication.TableName
 	copy    copyProgress
 }
 
@@ -96,8 +97,11 @@ func (p *Pair) Status() Status {
 		s.Problems = append(s.Problems, preflight.Finding{Code: "horizon-held", Severity: preflight.Warning, Pair: p.o.Name,
 			Message: "an old transaction keeps the change log from being emptied: " + p.lag.holder, Hint: "end it if nobody needs it: SELECT pg_terminate_backend(pid)"})
 	}
-	if len(s.lacking) > 0 && !p.active {
+	if len(s.lacking.tables) > 0 && !p.active {
 		s.Problems = append(s.Problems, p.lackingProblem(s.lacking))
+	}
+	if len(s.gone) > 0 && !p.active {
+		s.Problems = append(s.Problems, p.goneProblem(s.gone))
 	}
 	if p.o.RetainedWarning > 0 && s.RetainedBytes != nil && *s.RetainedBytes > p.o.RetainedWarning {
 		s.Problems = append(s.Problems, preflight.Finding{Code: "retained-wal", Severity: preflight.Warning, Pair: p.o.Name,

@@ -29,20 +29,15 @@ type Difference struct {
 // count only if both servers are of one major version, since versions deparse differently. Extra objects on the target are
 // reported where they can refuse rows; extra tables, views and functions are the target's own business.
 func (f Fingerprint) Diff(target Fingerprint) []Difference {
-	d := differ{sameVersion: f.Major == target.Major, missing: map[replication.TableName]bool{}}
-	merge(f.Items, target.Items, func(s, t *Item) {
-		if s != nil && t == nil && s.Kind == KindTable {
-			d.missing[replication.TableName{Schema: s.Schema, Name: s.Name}] = true
-		}
-	})
+	d := differ{sameVersion: f.Major == target.Major, missing: missingTables(f, target)}
 	d.renamed = renames(f.Items, target.Items)
 	merge(f.Items, target.Items, d.item)
-	slices.SortStableFunc(d.out, func(a, b Difference) int { return order(a) - order(b) })
+	slices.SortStableFunc(d.out, d.order)
 	return d.out
 }
 
-// order puts what others rest on first, and what isn't listed last.
-func order(d Difference) int {
+// place is where in the order a kind of difference belongs.
+func place(d Difference) int {
 	kinds := []string{KindExtension, KindSchema, KindType, KindSequence, KindFunction, KindTable, KindColumn, KindIndex, KindConstraint}
 	if i := slices.Index(kinds, d.Kind); i >= 0 {
 		return i
@@ -52,7 +47,7 @@ func order(d Difference) int {
 
 type differ struct {
 	sameVersion bool
-	missing     map[replication.TableName]bool // tables that the target lacks: their parts aren't told
+	missing     missing // their parts aren't told
 	renamed     map[replication.TableName]map[string]string
 	out         []Difference
 }
@@ -63,7 +58,7 @@ func (d *differ) item(s, t *Item) {
 		i = t
 	}
 	table := replication.TableName{Schema: i.Schema, Name: i.Table}
-	if i.Kind != KindTable && i.Table != "" && d.missing[table] {
+	if _, lacks := d.missing[table]; lacks && i.Kind != KindTable && i.Table != "" {
 		return
 	}
 	if i.Inherited && (i.Kind != KindColumn || s == nil || t == nil) {
@@ -80,6 +75,10 @@ func (d *differ) item(s, t *Item) {
 	case t == nil:
 		switch i.Kind {
 		case KindTable:
+			if statement, _ := d.missing.create(name); statement != "" {
+				add(true, statement, "the target lacks the partition %s", name)
+				return
+			}
 			add(true, "", "the target lacks table %s: run pg_dump --schema-only --table='%s' on the source and apply its output to the target", name, patternFor(name))
 		case KindSchema:
 			add(false, "CREATE SCHEMA "+replication.QuoteIdent(i.Name), "the target lacks schema %s", i.Name)
@@ -126,7 +125,11 @@ func (d *differ) altered(s, t *Item, name, table replication.TableName, add func
 		add(false, alterSequence(name, s.Definition), "sequence %s has other parameters on the target", name)
 	case KindTable:
 		if d.sameVersion {
-			add(true, "", "table %s is of another kind or has other partition bounds or parents on the target (%s, not %s): make it the same by ALTER TABLE", name, t.Definition, s.Definition)
+			if statement := repartition(name, s.Definition, t.Definition); statement != "" {
+				add(true, statement, "table %s is a partition of other bounds or parents on the target (%s, not %s)", name, t.Definition, s.Definition)
+				return
+			}
+			add(true, "", "table %s is of another kind or has other parents on the target (%s, not %s): make it the same by ALTER TABLE", name, t.Definition, s.Definition)
 		}
 	case KindConstraint:
 		if unvalidated(s.Definition) == unvalidated(t.Definition) || !d.sameVersion {

@@ -153,6 +153,16 @@ func (p *Pairs) ResetCopies(ctx context.Context, tables []replication.TableName)
 	return n, err
 }
 
+// ForgetCopies forgets tables that are no longer replicated.
+func (p *Pairs) ForgetCopies(ctx context.Context, tables []replication.TableName) error {
+	schemas, names := split(tables)
+	return p.fenced(ctx, "forget tables", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `DELETE FROM replicator.copy WHERE migration = $1 AND pair = $2 AND (schema_name, table_name) IN (SELECT * FROM unnest($3::text[], $4::text[]))`,
+			p.id.Migration, p.id.Pair, schemas, names)
+		return err
+	})
+}
+
 // AdoptCopies marks all of the pair's tables as copied by other means, before everything that the stream will carry.
 func (p *Pairs) AdoptCopies(ctx context.Context) error {
 	return p.fenced(ctx, "note the tables as loaded", func(tx pgx.Tx) error {

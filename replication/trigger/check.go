@@ -11,7 +11,40 @@ import (
 	"replicator/internal/postgres"
 	"replicator/internal/preflight"
 	"replicator/internal/retry"
+	"replicator/replication"
 )
+
+// Uncaptured returns those of the tables that have no log, or one that no longer fits: another table has taken the name, or columns that the
+// log keeps were renamed, dropped or changed, and the application's writes fail until Install is run again. Their copies are void.
+func Uncaptured(ctx context.Context, q querier, tables []replication.Table) ([]replication.TableName, error) {
+	found, err := look(ctx, q, tables)
+	if err != nil {
+		return nil, err
+	}
+	var out []replication.TableName
+	for _, t := range tables {
+		f := found[t.OID]
+		if d, ok := parseDescription(f.src); f.oid != 0 && (!ok || !f.has(d)) {
+			out = append(out, t.Name)
+		}
+	}
+	return out, nil
+}
+
+// has tells whether the table still has the columns that its log keeps. Other columns matter only where whole rows are kept.
+func (f existing) has(d described) bool {
+	for _, c := range d.Key {
+		if f.columns[c.Name] != c {
+			return false
+		}
+	}
+	for _, c := range d.Row {
+		if _, ok := f.columns[c.Name]; !ok {
+			return false
+		}
+	}
+	return true
+}
 
 const enabledSQL = `
 SELECT x.oid::text FROM unnest($1::text::oid[]) x(oid) LEFT JOIN pg_trigger t
