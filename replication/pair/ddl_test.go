@@ -65,6 +65,9 @@ func partitionsComeAndGo(t *testing.T, f *fixture) {
 	// A partition that is dropped, as old ones are.
 	pgtest.Exec(t, f.source, `ALTER TABLE parts DETACH PARTITION parts_21; DROP TABLE parts_21`, `DROP TABLE parts_20`, `UPDATE parts SET v = 'after the drop'`)
 	f.mend("parts_2") // both
+	f.until("end of what is kept of them", 40*time.Second, func(Status) bool {
+		return ask[int](f, f.target, `SELECT count(*) FROM replicator.copy WHERE table_name IN ('parts_20', 'parts_21')`) == 0
+	})
 	f.caughtUp()
 	f.equal()
 	f.until("no problem", 20*time.Second, func(s Status) bool { return len(s.Problems) == 0 && s.Phase == Streaming })
