@@ -111,6 +111,10 @@ func (s *Source) Stream(ctx context.Context, start replication.Position, out cha
 	}()
 	// Names of publications are SQL identifiers inside a string; ours hold only letters, digits and underscores.
 	args := []string{"proto_version '1'", "publication_names " + replication.QuoteLiteral(s.o.Publication)}
+	// After a write that took long, the session goes on reading in the background; it would take what read takes off the connection.
+	if err := conn.SyncConn(ctx); err != nil {
+		return fmt.Errorf("take over the session: %w", err)
+	}
 	s.acked.Store(lsn)
 	if err := pglogrepl.StartReplication(ctx, conn, s.o.Slot, pglogrepl.LSN(lsn), pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication, PluginArgs: args}); err != nil {
 		return fmt.Errorf("start streaming from slot %q at %s: %w", s.o.Slot, pglogrepl.LSN(lsn), err)

@@ -36,6 +36,12 @@ const (
 //
 // After an error both sessions are unusable, but for being closed.
 func pipe(ctx context.Context, source, target *pgconn.PgConn, out, in string, moved func(int)) (rows int64, err error) {
+	for _, c := range []*pgconn.PgConn{source, target} {
+		// After a write that took long, the session goes on reading in the background; it would take what is meant for us.
+		if err := c.SyncConn(ctx); err != nil {
+			return 0, fmt.Errorf("take over the session: %w", err)
+		}
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	a, z := source.Conn(), target.Conn()
