@@ -6,7 +6,7 @@
 // a feed may miss (its own interruptions, SWAPDB, FLUSHALL, a failover, a restart of either side) is a gap: both sides are scanned and
 // made equal again (scan.go). A pending gap stands in the queue like a dirty key, so lag, drain and caught-up need to know nothing of it.
 //
-// A cutover (cutover.go) holds the origin's writes by CLIENT PAUSE … WRITE, lets the queue run empty, compares, starts the opposite
+// A cutover (cutover.go, turn.go) holds the origin's writes by CLIENT PAUSE … WRITE, lets the queue run empty, compares, starts the opposite
 // flow's feed on the destination before anybody writes there, and then ends the application's old connections together with the pause. Only one
 // flow writes at a time, so nothing goes round in circles.
 //
