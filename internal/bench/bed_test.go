@@ -188,17 +188,32 @@ type throughput struct {
 	cpu float64
 }
 
+// manner is how an application speaks to the source.
+type manner struct {
+	name     string
+	protocol string // pgbench's --protocol
+	durable  bool
+}
+
+var (
+	prepared = manner{"durable", "prepared", true}
+	// asynchronous commits leave the processor as the only bound.
+	asynchronous = manner{"asynchronous", "prepared", false}
+	// simple is what pgbench does when it isn't told otherwise, and what an application behind a transaction pooler often does.
+	simple = manner{"simple", "simple", true}
+)
+
 // tpcb runs pgbench's TPC-B as the owner, on the source's core.
-func (r *rival) tpcb(durable bool, args ...string) throughput {
+func (r *rival) tpcb(how manner, args ...string) throughput {
 	r.b.Helper()
 	const walSQL = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint"
 	parent := strconv.Itoa(r.source.Pid())
 	family := func() []int { return offspring(func(f []string) bool { return f[1] == parent }) }
 	stood := len(family())
 	before, reaped := value[int64](r.world, r.control, walSQL), children(r.source.Pid())
-	cmd := exec.CommandContext(r.b.Context(), tool(r.b, "pgbench"), append(args, "--no-vacuum", "--client=8", "--protocol=prepared", "--random-seed="+strconv.Itoa(r.marks+1), r.owner)...)
+	cmd := exec.CommandContext(r.b.Context(), tool(r.b, "pgbench"), append(args, "--no-vacuum", "--client=8", "--protocol="+how.protocol, "--random-seed="+strconv.Itoa(r.marks+1), r.owner)...)
 	cmd.Env = os.Environ()
-	if !durable {
+	if !how.durable {
 		cmd.Env = append(cmd.Env, "PGOPTIONS=-c synchronous_commit=off")
 	}
 	var said strings.Builder

@@ -23,7 +23,7 @@ type variant struct {
 	session []float64
 }
 
-func (v *variant) run(durable bool, seconds int) {
+func (v *variant) run(how manner, seconds int) {
 	b := v.r.b
 	b.Helper()
 	if v.running {
@@ -34,7 +34,7 @@ func (v *variant) run(durable bool, seconds int) {
 	v.r.exec(v.r.origin, vacuumSQL)
 	before, _ := v.r.sessions()
 	spent := -cpuOf(before)
-	v.loads = append(v.loads, v.r.tpcb(durable, fmt.Sprintf("--time=%d", seconds)))
+	v.loads = append(v.loads, v.r.tpcb(how, fmt.Sprintf("--time=%d", seconds)))
 	if v.running {
 		if after, _ := v.r.sessions(); slices.Equal(before, after) { // otherwise it began anew meanwhile
 			v.session = append(v.session, (spent+cpuOf(after))/float64(seconds))
@@ -72,23 +72,23 @@ func BenchmarkCaptureCost(b *testing.B) {
 	plain, ours, theirs := d.rival("nothing"), d.triggers("replicator"), d.bucardo("bucardo")
 	seconds := int(number(b, "REPLICATOR_BENCH_SECONDS", float64(max(scaled(b, 10), 3))))
 	for _, r := range []*rival{plain, ours, theirs} {
-		r.tpcb(false, fmt.Sprintf("--time=%d", seconds)) // the first writes to a page after a checkpoint cost most
+		r.tpcb(asynchronous, fmt.Sprintf("--time=%d", seconds)) // the first writes to a page after a checkpoint cost most
 		if r.logged != "" {
 			r.settle()
 		}
 	}
-	for _, commits := range []string{"durable", "asynchronous"} {
-		b.Run(commits, func(b *testing.B) {
+	for _, how := range []manner{simple, prepared, asynchronous} {
+		b.Run(how.name, func(b *testing.B) {
 			variants := []*variant{{name: "nothing", r: plain}, {name: "replicator, draining", r: ours, running: true}, {name: "replicator, triggers alone", r: ours}, {name: "Bucardo, draining", r: theirs, running: true}}
 			for round := range rounds(b) {
 				for i := range variants {
-					variants[(i+round)%len(variants)].run(commits == "durable", seconds)
+					variants[(i+round)%len(variants)].run(how, seconds)
 				}
 			}
 			for _, r := range []*rival{ours, theirs} {
 				r.equal(r.copyURL)
 			}
-			fmt.Printf("\nTPC-B, scale %d, %d s a run, %d rounds, commits %s; source and pgbench on one core\n\n| source with | transactions/s | loss | of each round | by the fastest runs | CPU µs/transaction | WAL bytes/transaction | daemon's sessions there | behind at the end |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n", d.size, seconds, rounds(b), commits)
+			fmt.Printf("\nTPC-B, scale %d, %d s a run, %d rounds, %s protocol, durable commits: %t; source and pgbench on one core\n\n| source with | transactions/s | loss | of each round | by the fastest runs | CPU µs/transaction | WAL bytes/transaction | daemon's sessions there | behind at the end |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n", d.size, seconds, rounds(b), how.protocol, how.durable)
 			fastest := func(v *variant) (best float64) {
 				for _, l := range v.loads {
 					best = max(best, l.tps)
@@ -161,7 +161,7 @@ func BenchmarkCaptureDrain(b *testing.B) {
 		d := newBed(b)
 		n := max(scaled(b, 50000)/8*8, 800)
 		compare(d, []*rival{d.triggers("replicator"), d.subscription("native"), d.bucardo("bucardo")}, fmt.Sprintf("%d TPC-B transactions, scale %d", n, d.size), n, "transactions", 4,
-			func(r *rival, _ int) { r.tpcb(false, fmt.Sprintf("--transactions=%d", n/8)) })
+			func(r *rival, _ int) { r.tpcb(asynchronous, fmt.Sprintf("--transactions=%d", n/8)) })
 	})
 	b.Run("updates", func(b *testing.B) {
 		d := newBed(b)
