@@ -235,7 +235,7 @@ func (c *bigCopy) replace(ctx context.Context) error {
 		return false, c.do(ctx, c.from.write(temporary, p.at, p.elements, c.here)...)
 	})
 	if err != nil {
-		if errors.Is(err, errMoved) {
+		if errors.Is(err, errMoved) || ofTheKey(err) { // one without memory needs it for other keys
 			return errors.Join(err, c.do(ctx, command{"UNLINK", temporary}))
 		}
 		return err

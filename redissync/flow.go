@@ -52,6 +52,7 @@ type flow struct {
 	emptied      bool      // it came back without its data, and nothing is copied
 	heard        time.Time // when the feed was last known to have reported everything
 	holds        []*entry  // gaps that no reconcile has covered yet
+	eviction     eviction  // of the destination's keys
 	reconciled   bool      // once at least
 	total        int64
 	originInfo   serverInfo
@@ -81,6 +82,8 @@ type seen struct {
 	replID      string
 	upheavals   int64
 	functions   int64
+	evicted     int64
+	memory      string // its limit and what is done at it
 	calls       map[string]int64
 	layout      string
 }
@@ -223,6 +226,10 @@ func (f *flow) gap(why string) {
 	f.mu.Lock()
 	f.gapLocked()
 	f.mu.Unlock()
+	f.countGap(why)
+}
+
+func (f *flow) countGap(why string) {
 	f.pair.o.Metrics.Gap()
 	f.gaps.Add(1)
 	f.pair.gaps.Add(1)

@@ -23,13 +23,21 @@ func (f *flow) runReconciler(ctx context.Context) error {
 	defer destination.close()
 	for {
 		f.mu.Lock()
-		holds, up, changed := slices.Clone(f.holds), f.feed != nil, f.changed
+		holds, up, changed, rest := slices.Clone(f.holds), f.feed != nil, f.changed, f.evictionRestLocked()
+		if len(holds) > 0 && up && rest <= 0 {
+			f.eviction.hold = nil // it is covered by what begins now
+		}
 		f.mu.Unlock()
-		if len(holds) == 0 || !up {
+		if len(holds) == 0 || !up || rest > 0 {
+			var timer <-chan time.Time
+			if rest > 0 {
+				timer = time.After(rest)
+			}
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
 			case <-changed:
+			case <-timer:
 			}
 			continue
 		}
@@ -41,7 +49,9 @@ func (f *flow) runReconciler(ctx context.Context) error {
 			return err
 		}
 		f.pair.solved(f.origin.name, direction(f.reverse)+" reconcile")
-		// The gap is closed once what the scan found is copied: until then the lag is as old as the gap.
+		// The gap is closed once what the scan found is copied: until then the lag is as old as the gap. A key that rests because it was
+		// copied just before, and written to again, is not waited for at leisure.
+		f.queue.hasten()
 		if err := f.queue.awaitKeys(ctx, f.queue.state().last); err != nil {
 			return err
 		}
@@ -54,6 +64,7 @@ func (f *flow) runReconciler(ctx context.Context) error {
 			}
 			f.pair.solved(f.destination.name, direction(f.reverse)+" mark")
 		}
+		f.evictionsOver(ctx)
 		f.mu.Lock()
 		f.reconciled = true
 		f.holds = slices.DeleteFunc(f.holds, func(e *entry) bool { return slices.Contains(holds, e) })

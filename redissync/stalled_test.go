@@ -122,10 +122,13 @@ func TestAStalledDaemonCostsTheSourceNoMoreThanTheBuffer(t *testing.T) {
 func (r *rig) settles() {
 	r.t.Helper()
 	a, b := dialServer(r.t, r.source), dialServer(r.t, r.target)
+	began := time.Now()
 	eventually(r.t, "the target is as the source", func() bool {
-		return a.do("DBSIZE").num-int64(len(a.do("KEYS", ownPrefix+"*").items)) == b.do("DBSIZE").num-int64(len(b.do("KEYS", ownPrefix+"*").items)) &&
-			maps.Equal(stringsOf(r.t, a), stringsOf(r.t, b))
+		// To read all keys takes both servers' time, which the healing needs: only when their number is right, but for a few of our own.
+		apart := a.do("DBSIZE").num - b.do("DBSIZE").num
+		return max(apart, -apart) < 10 && maps.Equal(stringsOf(r.t, a), stringsOf(r.t, b))
 	})
+	r.t.Logf("both sides are equal after %v, %d keys", time.Since(began).Round(time.Millisecond), a.do("DBSIZE").num)
 }
 
 // stringsOf reads the string keys of database 0.

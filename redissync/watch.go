@@ -169,11 +169,11 @@ func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	info, err := readInfo(ctx, s, "server", "replication", "keyspace", "commandstats")
+	info, err := readInfo(ctx, s, "server", "replication", "keyspace", "commandstats", "stats", "memory")
 	if err != nil {
 		return err
 	}
-	now := seen{ok: true, layout: y.sign, version: info.version, fieldExpiry: info.fieldExpiry(), runID: info.runID, replID: info.replID, upheavals: info.upheavals(), calls: map[string]int64{}}
+	now := seen{ok: true, layout: y.sign, evicted: info.evictions(), memory: info.fields["maxmemory"] + " " + info.fields["maxmemory_policy"], version: info.version, fieldExpiry: info.fieldExpiry(), runID: info.runID, replID: info.replID, upheavals: info.upheavals(), calls: map[string]int64{}}
 	f.mu.Lock()
 	was := f.destSeen
 	for _, c := range writes {
@@ -206,6 +206,7 @@ func (f *flow) lookAtDestination(ctx context.Context, s *session) error {
 		f.noted.Store(nil)
 		f.gap("SWAPDB, FLUSH or slots on the move on the destination")
 	}
+	f.sawEvictions(was, now)
 	var strays int64
 	var names []string
 	for _, c := range writes {
