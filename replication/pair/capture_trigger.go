@@ -65,8 +65,15 @@ func (c triggerCapture) lacks(ctx context.Context, tables []replication.Table) (
 	return out, c.errorf(err)
 }
 
-// check leaves it to the stream, which looks for lost commits, missing triggers and drift in every window.
-func (c triggerCapture) check(context.Context, replication.Position) error { return nil }
+// check converts the log of an earlier version, and leaves the rest to the stream, which looks for lost commits, missing triggers and drift in
+// every window.
+func (c triggerCapture) check(ctx context.Context, _ replication.Position) error {
+	tables, err := schema.Tables(ctx, c.origin().pool, c.p.o.Filter)
+	if err != nil {
+		return c.errorf(err)
+	}
+	return c.errorf(trigger.Convert(ctx, c.origin().pool, c.p.log, tables))
+}
 
 func (c triggerCapture) source(ctx context.Context, seams map[replication.TableName]replication.Seam) (replication.Source, error) {
 	copies, err := c.p.stored.Copies(ctx)

@@ -33,18 +33,7 @@ func Install(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, tables [
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(advisoryKey)); err != nil {
-			return err
-		}
-		for _, sql := range common {
-			if _, err := tx.Exec(ctx, sql); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := makeCommon(ctx, pool); err != nil {
 		return nil, fmt.Errorf("install the change log: %w", err)
 	}
 	steps, anew, err := missing(ctx, pool, tables)
@@ -69,6 +58,59 @@ func Install(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, tables [
 		}
 	}
 	return made, nil
+}
+
+// makeCommon makes what all tables share.
+func makeCommon(ctx context.Context, pool *pgxpool.Pool) error {
+	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(advisoryKey)); err != nil {
+			return err
+		}
+		for _, sql := range common {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Convert gives the logs that an earlier version of this program laid out otherwise their present form, as Install does, and leaves all else as it
+// is: what isn't captured, or not as it was, is the stream's to find. A stream reads the present form alone.
+func Convert(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, tables []replication.Table) error {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	found, err := look(ctx, pool, tables)
+	if err != nil {
+		return fmt.Errorf("convert the change log: %w", err)
+	}
+	var steps []postgres.LockedStep
+	for _, t := range tables {
+		f := found[t.OID]
+		have, ok := parseDescription(f.src)
+		d := f.describe(t)
+		if !ok || have.Form == d.Form || !have.logsSame(d) {
+			continue
+		}
+		d.Slot = have.Slot
+		sql, err := f.convert(t, d)
+		if err != nil {
+			return fmt.Errorf("convert the change log: %w", err)
+		}
+		steps = append(steps, postgres.LockedStep{OID: t.OID, Name: t.Name.String(), Statements: sql})
+	}
+	if len(steps) == 0 {
+		return nil
+	}
+	if err := makeCommon(ctx, pool); err != nil {
+		return fmt.Errorf("convert the change log: %w", err)
+	}
+	run := postgres.Calm{Pool: pool, Log: log, What: "change log"}
+	if err := run.Run(ctx, steps, postgres.ShareRowExclusive, explainInstall); err != nil {
+		return fmt.Errorf("convert the change log: %w", err)
+	}
+	return nil
 }
 
 func explainInstall(s postgres.LockedStep, err error) error {

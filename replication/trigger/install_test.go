@@ -173,6 +173,9 @@ END $do$`)
 		`UPDATE plain SET id = id + 100 WHERE id IN (2, 702)`, `DELETE FROM plain WHERE id IN (3, 703)`}
 	execAll(t, f.source, write)
 	for range 2 {
+		if err := trigger.Convert(f.ctx(), f.pool, nil, f.tables); err != nil {
+			t.Fatal(err)
+		}
 		if made, err := trigger.Install(f.ctx(), f.pool, nil, f.tables); err != nil || len(made) != 0 {
 			t.Fatalf("Install: %v %v", made, err)
 		}
