@@ -247,6 +247,7 @@ func attack(t *testing.T, seed uint64, length time.Duration, writers int) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	f := newFixture(t, ledger)
 	f.o.RotateBytes, f.o.UpkeepEvery = 64<<10, 50*time.Millisecond
+	f.o.IdleMax = 10 * time.Millisecond // bounds the pause between windows too: as many boundaries as there can be
 	if r.IntN(2) == 0 {
 		f.o.Limits = trigger.Limits{Changes: 50, Bytes: 64 << 10}
 	}
