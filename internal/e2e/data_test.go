@@ -99,12 +99,15 @@ func (w *world) writeChinook(ctx context.Context) error {
 }
 
 // TestOldestAndNewestSource moves the shop from the oldest and from the newest Postgres that are supported.
-func TestOldestAndNewestSource(t *testing.T) {
+func TestOldestAndNewestSource(t *testing.T) { everyCapture(t, oldestAndNewestSource) }
+
+func oldestAndNewestSource(t *testing.T, o demo.ServersOptions) {
 	for _, versions := range []demo.ServersOptions{
-		{Capture: "logical", SourceVersion: 13, TargetVersion: 15},
-		{Capture: "logical", SourceVersion: 18, TargetVersion: 18},
+		{Capture: o.Capture, SourceVersion: 13, TargetVersion: 15},
+		{Capture: o.Capture, SourceVersion: 18, TargetVersion: 18},
 	} {
 		t.Run(fmt.Sprintf("%d_to_%d", versions.SourceVersion, versions.TargetVersion), func(t *testing.T) {
+			t.Parallel()
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 			defer cancel()
 			w := newWorld(t, versions, 3)
@@ -124,14 +127,17 @@ func TestOldestAndNewestSource(t *testing.T) {
 const maxResident = 300 << 20
 
 // TestLargeTransaction streams one transaction of many rows: five million in the long run of make soak.
-func TestLargeTransaction(t *testing.T) {
+func TestLargeTransaction(t *testing.T) { everyCapture(t, largeTransaction) }
+
+func largeTransaction(t *testing.T, o demo.ServersOptions) {
+	t.Parallel()
 	rows := 300_000
 	if os.Getenv("REPLICATOR_SOAK") != "" {
 		rows = 5_000_000
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rows)*150*time.Microsecond+2*time.Minute)
 	defer cancel()
-	w := newWorld(t, demo.ServersOptions{Capture: "logical"}, 4)
+	w := newWorld(t, o, 4)
 	w.start()
 	w.awaitPairs(ctx, "streaming")
 	w.keepsWriting(ctx)
