@@ -104,7 +104,7 @@ func (d *differ) item(s, t *Item) {
 		case KindTrigger, KindRule:
 			add(i.Kind == KindRule, "DROP "+strings.ToUpper(i.Kind)+" "+replication.QuoteIdent(i.Name)+" ON "+table.Quoted(), "table %s has a %s %s on the target only", table, i.Kind, i.Name)
 		}
-	case !s.equal(*t):
+	case !s.equal(*t) && !d.onlyRenamed(s, t, table):
 		d.altered(s, t, name, table, add)
 	}
 }
@@ -208,6 +208,31 @@ func renames(source, target []Item) map[replication.TableName]map[string]string 
 		}
 	}
 	return out
+}
+
+// onlyRenamed tells whether the definitions differ in nothing but columns that the target has under other names: the server writes the new names
+// into them when the columns are renamed. A foreign key also names columns of the table it refers to.
+func (d *differ) onlyRenamed(s, t *Item, table replication.TableName) bool {
+	a, b := tokens(s.Definition), tokens(t.Definition)
+	if s.Kind == KindType || s.Kind == KindSequence || len(d.renamed) == 0 || len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] == b[i] {
+			continue
+		}
+		to, from := unquoteIdent(a[i]), unquoteIdent(b[i])
+		known := d.renamed[table][to] == from
+		if !known && slices.Contains(a[:i], "REFERENCES") {
+			for _, renamed := range d.renamed {
+				known = known || renamed[to] == from
+			}
+		}
+		if !known {
+			return false
+		}
+	}
+	return true
 }
 
 // sql returns the column's definition after its name.
