@@ -287,7 +287,7 @@ func (w *window) end(ctx context.Context) error {
 	if err := w.emit.send(ctx, b); err != nil {
 		return retry.Stop(err)
 	}
-	w.at, w.beat, w.lookedAt, w.moved = next, w.state.beat, w.state.at, true
+	w.at, w.since, w.beat, w.lookedAt, w.moved = next, next.seen, w.state.beat, w.state.at, true
 	if w.seams {
 		for _, t := range w.order {
 			t.seam = nil

@@ -177,7 +177,7 @@ func newReader(ctx context.Context, s *Source, conn *pgx.Conn, from place) (*rea
 	if _, err := conn.Exec(ctx, `SELECT set_config(x, 'off', false) FROM unnest($1::text[]) x`, forbidden); err != nil {
 		return nil, fmt.Errorf("prepare the capture's session: %w", err)
 	}
-	r := &reader{s: s, conn: conn, at: from, prepared: map[string]string{}, tables: map[uint32]*captured{}}
+	r := &reader{s: s, conn: conn, at: from, since: from.seen, prepared: map[string]string{}, tables: map[uint32]*captured{}}
 	if err := r.sameHistory(ctx); err != nil {
 		return nil, err
 	}

@@ -323,6 +323,57 @@ func TestALongTransactionIsNotQuadratic(t *testing.T) {
 	f.equal()
 }
 
+// What an open transaction has written isn't gone through by every look until it ends, be the source idle or busy beside it.
+func TestALargeOpenTransactionIsLeftAlone(t *testing.T) {
+	f := newFixture(t, `CREATE TABLE busy (id bigserial PRIMARY KEY, v int)`)
+	f.begin()
+	s := f.start(nil)
+	s.caughtUp()
+	large := pgtest.Connect(t, f.source)
+	for _, sql := range []string{`BEGIN`, `INSERT INTO busy (v) SELECT i FROM generate_series(1, 50000) i`} {
+		if _, err := large.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Every block of the log and its index that is looked at counts; the large transaction's are some 500.
+	read := func() (n int64) {
+		if err := f.pool.QueryRow(t.Context(), `SELECT sum(heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit) FROM pg_statio_all_tables WHERE schemaname = 'replicator' AND relname ~ '^capture_[0-9]+_[01]$'`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := read()
+	seen := map[time.Time]bool{}
+	eventually(t, "some looks at a source where others write", func() bool {
+		f.exec(`SELECT pg_current_xact_id()`)
+		var at time.Time
+		if err := f.pool.QueryRow(t.Context(), `SELECT max(query_start) FROM pg_stat_activity WHERE datname = current_database() AND application_name ~ '/capture/e[0-9]+$'`).Scan(&at); err != nil {
+			t.Fatal(err)
+		}
+		seen[at] = true
+		return len(seen) > 15
+	})
+	for range 15 {
+		f.exec(`INSERT INTO busy (v) VALUES (2)`)
+		s.caughtUp()
+	}
+	if err := s.stop(); err != nil { // what a session has counted arrives for certain when it ends
+		t.Fatal(err)
+	}
+	var after int64
+	eventually(t, "the statistics have arrived", func() bool { after = read(); return after > before })
+	t.Logf("%d blocks", after-before)
+	if after-before > 2500 {
+		t.Errorf("30 looks beside a large open transaction read %d blocks of the log", after-before)
+	}
+	if _, err := large.Exec(t.Context(), `COMMIT`); err != nil {
+		t.Fatal(err)
+	}
+	s = f.start(nil)
+	s.caughtUp()
+	f.equal()
+}
+
 // A token that was written reaches the batch, with a time, and Reached orders positions.
 func TestMarksCarryTokens(t *testing.T) {
 	f := newFixture(t, kinds)

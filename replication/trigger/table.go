@@ -141,8 +141,10 @@ type statements struct {
 }
 
 // inWindow are the conditions of the log's part between the two snapshots: what the transaction's own snapshot sees and the one before didn't. Both
-// are served by the index on xid, however long a transaction among xip has been running.
-var inWindow = []string{"xid >= $1::text::xid8", "xid = ANY ($2::text::xid8[])"}
+// are served by the index on xid, however long a transaction among xip has been running; what it has written by then isn't even looked at until it
+// has ended (the present snapshot's bounds say nothing that the rows' visibility doesn't).
+var inWindow = []string{"xid >= $1::text::xid8 AND xid < pg_snapshot_xmax(pg_current_snapshot())",
+	"xid = ANY (ARRAY(SELECT x FROM unnest($2::text::xid8[]) x WHERE pg_visible_in_snapshot(x, pg_current_snapshot())))"}
 
 // windowOf is a selection from the log's part between the two snapshots as a subquery.
 func windowOf(oid uint32, columns, condition string) string {

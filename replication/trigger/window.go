@@ -18,10 +18,13 @@ import (
 
 // reader reads one window after the other over one session.
 type reader struct {
-	s     *Source
-	conn  *pgx.Conn
-	at    place // everything before it has been handed over
-	seams bool  // some table's seam lies after at
+	s    *Source
+	conn *pgx.Conn
+	at   place // everything before it has been handed over
+	// since is the last snapshot that showed nothing beyond at, or at's own: what comes next has come after it. Looks at an idle source move it, so
+	// that they don't go through the rows of a large open transaction again and again.
+	since replication.Snapshot
+	seams bool // some table's seam lies after at
 	order []*captured
 	oids  []uint32
 
@@ -171,7 +174,7 @@ func (r *reader) previous(t *captured) replication.Snapshot {
 	if t.seam != nil {
 		return *t.seam
 	}
-	return r.at.seen
+	return r.since
 }
 
 // query is one statement of a round trip; each row goes to take, whose data is valid until it returns.
@@ -266,7 +269,7 @@ func (r *reader) probes(dirty func(oid uint32)) []query {
 		return out
 	}
 	for i := 0; i < len(r.order); i += probeChunk {
-		out = append(out, query{probe(r.order[i:min(i+probeChunk, len(r.order))]), bounds(r.at.seen), take})
+		out = append(out, query{probe(r.order[i:min(i+probeChunk, len(r.order))]), bounds(r.since), take})
 	}
 	return out
 }
@@ -295,7 +298,7 @@ func (w *window) read(ctx context.Context, out chan<- *replication.Batch) error 
 	}
 	queries = append(queries,
 		query{stateSQL, nil, w.state.take},
-		query{truncatedSQL, bounds(w.at.seen), func(row [][]byte) error {
+		query{truncatedSQL, bounds(w.since), func(row [][]byte) error {
 			oid, e1 := strconv.ParseUint(string(row[0]), 10, 32)
 			xid, e2 := strconv.ParseUint(string(row[1]), 10, 64)
 			truncations = append(truncations, [2]uint64{oid, xid})
@@ -317,7 +320,7 @@ func (w *window) read(ctx context.Context, out chan<- *replication.Batch) error 
 	// Somebody who waits gets the new position, even where nothing of ours has changed.
 	awaited := w.nudged && !covers(w.at.seen, w.state.snapshot)
 	if len(w.dirty) == 0 && w.state.beat == w.beat && w.request == nil && !w.seams && !awaited {
-		w.lookedAt = w.state.at
+		w.lookedAt, w.since = w.state.at, w.state.snapshot
 		_, err := w.conn.Exec(ctx, "ROLLBACK")
 		return err
 	}
