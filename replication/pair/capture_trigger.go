@@ -51,13 +51,29 @@ func (c triggerCapture) extend(ctx context.Context, tables []replication.TableNa
 		return c.errorf(err)
 	}
 	all = slices.DeleteFunc(all, func(t replication.Table) bool { return !slices.Contains(tables, t.Name) })
-	made, err := trigger.Install(ctx, c.origin().pool, c.p.log, all)
-	if err != nil || len(made) == 0 {
+	_, err = trigger.Install(ctx, c.origin().pool, c.p.log, all) // source looks for copies that are void now
+	return c.errorf(err)
+}
+
+// void makes copies pending that are older than their tables' logs: what came between is nowhere. It looks at what stands on the origin, since the
+// process that made a log may have died before it could tell.
+func (c triggerCapture) void(ctx context.Context, tables []replication.TableName, seams map[replication.TableName]replication.Seam) error {
+	made, err := trigger.Made(ctx, c.origin().pool, tables)
+	if err != nil {
 		return c.errorf(err)
 	}
-	// A copy from before its table's log is void: what came between is nowhere.
-	_, err = c.p.stored.ResetCopies(ctx, made)
-	return err
+	void := slices.DeleteFunc(slices.Clone(tables), func(t replication.TableName) bool {
+		seam, copied := seams[t]
+		return !copied || made[t] == 0 || seam.Snapshot.Sees(made[t])
+	})
+	if len(void) == 0 {
+		return nil
+	}
+	c.p.log.Warn("the change log of tables was made after their copies, which are void: they are copied again", "tables", fmt.Sprint(void))
+	if _, err := c.p.stored.ResetCopies(ctx, void); err != nil {
+		return err
+	}
+	return errJoin
 }
 
 func (c triggerCapture) lacks(ctx context.Context, tables []replication.Table) ([]replication.TableName, error) {
@@ -88,6 +104,11 @@ func (c triggerCapture) source(ctx context.Context, seams map[replication.TableN
 	for _, t := range copies {
 		if c.reverse || !slices.Contains(gone, t.Table) {
 			tables = append(tables, t.Table)
+		}
+	}
+	if !c.reverse {
+		if err := c.void(ctx, tables, seams); err != nil {
+			return nil, err
 		}
 	}
 	return trigger.NewSource(trigger.Options{URL: c.origin().url, ID: c.p.id, Tables: tables, Seams: seams, Log: c.p.log, Waiting: c.p.waiting, Drift: c.drift}), nil

@@ -5,6 +5,9 @@ import (
 	"testing"
 
 	"replicator/internal/pgtest"
+	"replicator/internal/postgres"
+	"replicator/replication/schema"
+	"replicator/replication/trigger"
 )
 
 // earlierLog lays the log of table t out as the version before bothKeys did, with what a stopped daemon of that version would find in it.
@@ -43,5 +46,44 @@ func TestAnEarlierLogGoesOn(t *testing.T) {
 	f.equal()
 	if now := ask[string](f, f.target, `SELECT snapshot FROM replicator.copy WHERE table_name = 't'`); now != copied {
 		t.Errorf("the table was copied again: %s, before %s", now, copied)
+	}
+}
+
+// A process that died just after it had put a change log in place again, before it could note that the copies from before are void, is followed by one
+// that finds out.
+func TestALogYoungerThanTheCopyVoidsIt(t *testing.T) {
+	f := newFixture(t)
+	f.capture = Trigger
+	pgtest.Exec(t, f.source, smallSchema, `CREATE TABLE calm (id int PRIMARY KEY, v text)`)
+	f.start(false)
+	f.streaming()
+	f.stop()
+	copied := func(table string) string {
+		t.Helper()
+		return ask[string](f, f.target, `SELECT snapshot FROM replicator.copy WHERE table_name = $1`, table)
+	}
+	calm := copied("calm")
+	pgtest.Exec(t, f.source, `ALTER TABLE t DISABLE TRIGGER ALL; ALTER TABLE other DISABLE TRIGGER ALL`,
+		`UPDATE t SET v = 'unseen' WHERE id = 1; DELETE FROM other WHERE id = 2; INSERT INTO other VALUES (1000, 'unseen')`)
+	// What recapture does for a resync of t, up to where the process dies.
+	pool, err := postgres.Pool(f.ctx(), f.source, postgres.Identity{Migration: f.migration}, "test", 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	tables, err := schema.Tables(f.ctx(), pool, schema.Filter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if made, err := trigger.Install(f.ctx(), pool, nil, tables); err != nil || len(made) != 2 {
+		t.Fatalf("Install: %v %v", made, err)
+	}
+	f.start(false)
+	f.streaming()
+	pgtest.Exec(t, f.source, `UPDATE t SET v = 'seen' WHERE id = 3`)
+	f.caughtUp()
+	f.equal()
+	if now := copied("calm"); now != calm {
+		t.Errorf("a table whose log stood all the time was copied again: %s, before %s", now, calm)
 	}
 }

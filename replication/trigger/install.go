@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -24,8 +25,8 @@ const advisoryKey = 0x7265706c63617074 // "replcapt"
 // own short transaction with a short lock_timeout, tried again with back-off until ctx ends, the busy ones after the others and none
 // behind a vacuum against wraparound. What is right already is left alone: after a crash, or with more tables, it does what is missing.
 //
-// It returns the tables whose log was made anew: a copy of one that was made before is void, since changes may be missing. Every change that
-// commits after Install has returned is logged. A log that an earlier version laid out otherwise is converted with all it holds (some
+// It returns the tables whose log was made anew: a copy of one that was made before is void, since changes may be missing (Made tells which, whoever
+// called Install). Every change that commits after Install has returned is logged. A log that an earlier version laid out otherwise is converted with all it holds (some
 // microseconds a row, while the table's writers wait), which voids no copy.
 //
 // The error names every table that can't be captured, with what to do.
@@ -302,7 +303,8 @@ func (f existing) statements(t replication.Table, d described) ([]string, error)
 		out = append(out, "DROP TABLE IF EXISTS "+logTable(t.OID, slot))
 		out = append(out, d.createLog(t.OID, slot)...)
 	}
-	out = append(out, function, "REVOKE ALL ON FUNCTION "+functionName(t.OID)+"() FROM PUBLIC")
+	out = append(out, function, "REVOKE ALL ON FUNCTION "+functionName(t.OID)+"() FROM PUBLIC",
+		"DO "+replication.QuoteLiteral(fmt.Sprintf("BEGIN EXECUTE pg_catalog.format('COMMENT ON FUNCTION %s() IS %%L', '%s' || pg_catalog.pg_current_xact_id()); END", functionName(t.OID), madeMark)))
 	if f.row == "" {
 		out = append(out, "CREATE TRIGGER "+rowTrigger+" AFTER INSERT OR UPDATE OR DELETE ON "+table+" FOR EACH ROW EXECUTE FUNCTION "+functionName(t.OID)+"()")
 	}
@@ -333,6 +335,39 @@ func (f existing) convert(t replication.Table, d described) ([]string, error) {
 			"DROP TABLE "+former)
 	}
 	return append(out, function), nil
+}
+
+// madeMark begins the comment on a function that says which transaction made the table's log, or put its triggers back. A rotation leaves it alone.
+const madeMark = "replicator: change log made by transaction "
+
+const madeSQL = `
+SELECT n.nspname, c.relname, coalesce(substring(obj_description(p.oid, 'pg_proc') FROM '^' || $3 || '([0-9]+)$'), '0')::numeric::text
+FROM unnest($1::text[], $2::text[]) x(s, t)
+JOIN pg_namespace n ON n.nspname = x.s JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = x.t
+JOIN pg_proc p ON p.pronamespace = to_regnamespace('replicator') AND p.proname = 'capture_' || c.oid AND p.pronargs = 0`
+
+// Made returns the transaction that made each table's log as it is. Only what committed after it is certain to be logged: a copy whose snapshot
+// doesn't see it is void. 0 for a log of an earlier version, which doesn't say.
+func Made(ctx context.Context, q querier, tables []replication.TableName) (map[replication.TableName]uint64, error) {
+	schemas, names := make([]string, len(tables)), make([]string, len(tables))
+	for i, t := range tables {
+		schemas[i], names[i] = t.Schema, t.Name
+	}
+	rows, err := q.Query(ctx, madeSQL, schemas, names, madeMark)
+	if err != nil {
+		return nil, fmt.Errorf("read when the change log was made: %w", err)
+	}
+	out := map[replication.TableName]uint64{}
+	var t replication.TableName
+	var text string
+	_, err = pgx.ForEachRow(rows, []any{&t.Schema, &t.Name, &text}, func() (err error) {
+		out[t], err = strconv.ParseUint(text, 10, 64)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read when the change log was made: %w", err)
+	}
+	return out, nil
 }
 
 const installedSQL = `
