@@ -24,6 +24,11 @@ type changed struct {
 	// remade are no longer the tables that were captured: they were dropped and made anew under their names, or what the capture keeps of them
 	// was altered.
 	remade []replication.Table
+	// rewritten are tables whose rows may have been computed anew by ALTER TABLE since they were copied, which no capture carries.
+	rewritten []replication.TableName
+	// stored says where the rows of the copied tables are stored now, moved those of which only that has changed.
+	stored map[replication.TableName]string
+	moved  map[replication.TableName]string
 	// stay are those that are replicated and go on being so.
 	stay []replication.TableName
 }
@@ -91,11 +96,15 @@ func (p *Pair) changes(ctx context.Context) (c changed, err error) {
 		}
 		c.lacking.statements, c.lacking.dump = a.Lacking(b, c.lacking.tables)
 	}
+	if err := p.storage(ctx, copies, &c); err != nil {
+		return c, err
+	}
 	if p.o.NoCopy {
 		return c, nil // what was adopted with a slot isn't ours to copy
 	}
 	lacks, err := p.capture(false).lacks(ctx, copied)
 	c.remade = slices.DeleteFunc(copied, func(t replication.Table) bool { return !slices.Contains(lacks, t.Name) })
+	c.rewritten = slices.DeleteFunc(c.rewritten, func(t replication.TableName) bool { return slices.Contains(lacks, t) })
 	return c, err
 }
 
@@ -147,7 +156,7 @@ func (p *Pair) join(ctx context.Context) error {
 func (p *Pair) showTables(c changed) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.status.lacking, p.status.gone = c.lacking, c.gone
+	p.status.lacking, p.status.gone, p.status.rewritten = c.lacking, c.gone, c.rewritten
 }
 
 // errJoin ends a stream so that tables can join.
@@ -166,15 +175,23 @@ func (p *Pair) watchTables(ctx context.Context) error {
 		}
 		began := time.Now()
 		c, err := p.changes(ctx)
+		took := time.Since(began)
 		if err == nil {
 			p.showTables(c)
 			if len(c.joinable)+len(c.remade)+len(c.forgotten) > 0 {
 				return errJoin
 			}
+			settled, err := p.recheck(ctx, c)
+			if err != nil {
+				return err
+			}
+			if !settled {
+				took = time.Since(began) // the comparison comes again
+			}
 		}
 		// What can't be looked at now is looked at next time; a server that is gone ends the stream itself. With many thousands of tables a
 		// look takes long, and must not be most of what the source is busy with.
-		timer.Reset(max(p.o.WatchEvery, 20*time.Since(began)))
+		timer.Reset(max(p.o.WatchEvery, 20*took))
 	}
 }
 

@@ -88,6 +88,11 @@ func (p *Pair) copyPending(ctx context.Context, then map[replication.TableName]s
 	for _, t := range all {
 		byName[t.Name] = t
 	}
+	// Read before the copies' snapshots: what is rewritten in between is compared later in vain, and nothing is missed.
+	storage, err := schema.ReadStorage(ctx, p.source.pool)
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
 	var pending []replication.Table
 	var jobs []snapshot.Chain
 	var progress copyProgress
@@ -122,7 +127,7 @@ func (p *Pair) copyPending(ctx context.Context, then map[replication.TableName]s
 	return snapshot.Copy(ctx, snapshot.Options{
 		SourceURL: p.source.url, TargetURL: p.target.url, ID: p.id, Workers: p.o.CopyWorkers, Waiting: p.waiting,
 		Started: func(ctx context.Context, t replication.Table, s replication.Seam) error {
-			return p.stored.StartCopy(ctx, state.Copy{Table: t.Name, Snapshot: s.Snapshot.String(), LSN: pglogrepl.LSN(s.LSN).String()})
+			return p.stored.StartCopy(ctx, state.Copy{Table: t.Name, Snapshot: s.Snapshot.String(), LSN: pglogrepl.LSN(s.LSN).String(), Storage: storage[t.Name].String()})
 		},
 		Fence: func(ctx context.Context, tx pgx.Tx) error { return state.Fence(ctx, tx, p.id) },
 		Then:  func(t replication.Table) snapshot.Chain { return then[t.Name] },

@@ -22,6 +22,7 @@ type freeze struct {
 	token   string
 	fence   replication.Position
 	catalog schema.Fingerprint
+	storage map[replication.TableName]schema.Storage
 	sealed  bool
 }
 
@@ -77,6 +78,8 @@ func (p *Pair) Check(ctx context.Context, reverse bool) []preflight.Finding {
 			out = append(out, p.lackingProblem(c.lacking))
 		case len(c.gone) > 0:
 			out = append(out, p.goneProblem(c.gone))
+		case len(c.rewritten) > 0:
+			out = append(out, p.rewrittenProblem(c.rewritten))
 		}
 	}
 	return out
@@ -241,8 +244,12 @@ func (p *Pair) Freeze(ctx context.Context, reverse bool, deadline time.Time) err
 	if err != nil {
 		return fmt.Errorf("%s: %w", origin.name, err)
 	}
+	storage, err := schema.ReadStorage(ctx, origin.pool)
+	if err != nil {
+		return fmt.Errorf("%s: %w", origin.name, err)
+	}
 	p.mu.Lock()
-	f.catalog = fp
+	f.catalog, f.storage = fp, storage
 	p.mu.Unlock()
 	return nil
 }
@@ -319,7 +326,17 @@ func (p *Pair) Drain(ctx context.Context, reverse bool) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", origin.name, err)
 	}
-	if changed := f.catalog.Changed(fp); len(changed) > 0 {
+	storage, err := schema.ReadStorage(ctx, origin.pool)
+	if err != nil {
+		return fmt.Errorf("%s: %w", origin.name, err)
+	}
+	changed := f.catalog.Changed(fp)
+	for t, was := range f.storage {
+		if now, ok := storage[t]; ok && was.Rewritten(now) {
+			changed = append(changed, fmt.Sprintf("table %s was rewritten", t))
+		}
+	}
+	if len(changed) > 0 {
 		return &preflight.Hinted{Code: "ddl-in-freeze", Err: fmt.Errorf("the %s's schema was changed during the freeze: %s", origin.name, changed[0]),
 			Hint: "keep deployments and migrations away from a cutover, bring the other side's schema up to date and start again"}
 	}

@@ -89,8 +89,8 @@ type Pair struct {
 	freeze  *freeze
 	status  Status
 	lag     lagSamples
-	// verified are the tables that were compared and found equal, and that nothing has changed since.
-	verified map[replication.TableName]bool
+	// verified are the tables that were compared and found equal, and that the stream hasn't changed since; origin is the source.
+	verified map[replication.TableName]knownStorage
 	// comparing, while a comparison runs, are the tables that the stream has changed since its snapshots.
 	comparing map[replication.TableName]bool
 	verifying chan struct{} // holds a token while a comparison runs
@@ -130,7 +130,7 @@ func New(o Options) *Pair {
 	p := &Pair{
 		o: o, id: postgres.Identity{Migration: o.Migration, Pair: o.Name, Epoch: o.Epoch},
 		log: o.Log.With("pair", o.Name), ready: make(chan struct{}),
-		verified: map[replication.TableName]bool{}, verifying: make(chan struct{}, 1), captures: map[bool]string{}, changed: make(chan struct{}), stopped: make(chan struct{}),
+		verified: map[replication.TableName]knownStorage{}, verifying: make(chan struct{}, 1), captures: map[bool]string{}, changed: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	close(p.stopped)
 	p.status = Status{Name: o.Name, Capture: o.Capture, Phase: Starting}

@@ -92,7 +92,10 @@ func TestFreezeComparesWhatChanged(t *testing.T) {
 	}
 	pgtest.Exec(t, f.source, "UPDATE t SET v = 'changed' WHERE id = 1")
 	f.caughtUp()
-	known := f.pair.knownEqual()
+	known, err := f.pair.knownEqual(ctx, false)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if len(known) != 1 || !known[replication.TableName{Schema: "public", Name: "other"}] {
 		t.Fatalf("known to be equal: %v, want public.other alone", known)
 	}

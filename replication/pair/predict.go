@@ -28,7 +28,11 @@ func (p *Pair) PredictFreeze(ctx context.Context, reverse bool) (time.Duration, 
 	if p.isActive() != reverse {
 		return 0, errors.New("the pair runs in the other direction")
 	}
-	if !reverse && !p.o.NoCalmVerify && len(p.knownEqual()) == 0 {
+	known, err := p.knownEqual(ctx, reverse)
+	if err != nil {
+		return 0, err
+	}
+	if !reverse && !p.o.NoCalmVerify && len(known) == 0 {
 		if report, err := p.VerifyNow(ctx, nil); err != nil {
 			return 0, err
 		} else if report.Mismatches > 0 {
@@ -102,7 +106,10 @@ func (p *Pair) timeComparison(ctx context.Context, reverse bool) (time.Duration,
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", origin.name, err)
 	}
-	known := p.knownEqual()
+	known, err := p.knownEqual(ctx, reverse)
+	if err != nil {
+		return 0, err
+	}
 	var left []replication.TableName
 	for _, t := range tables {
 		if !known[t.Name] {

@@ -22,8 +22,8 @@ func predictFreeze(t *testing.T, f *fixture) {
 	if d, err := f.pair.PredictFreeze(ctx, false); err != nil || d <= 0 || d > 20*time.Second {
 		t.Fatalf("an idle pair's freeze: %v, %v", d, err)
 	}
-	if known := f.pair.knownEqual(); len(known) != 2 {
-		t.Errorf("known to be equal: %v, want both tables", known)
+	if known, err := f.pair.knownEqual(ctx, false); err != nil || len(known) != 2 {
+		t.Errorf("known to be equal: %v (%v), want both tables", known, err)
 	}
 	conn, err := pgx.Connect(ctx, f.source)
 	if err != nil {

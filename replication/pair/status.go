@@ -55,7 +55,9 @@ type Status struct {
 	failure *preflight.Finding
 	lacking lacking
 	gone    []replication.TableName
-	copy    copyProgress
+	// rewritten are tables that are being compared, since ALTER TABLE may have computed their rows anew.
+	rewritten []replication.TableName
+	copy      copyProgress
 }
 
 type copyProgress struct {
@@ -102,6 +104,9 @@ func (p *Pair) Status() Status {
 	}
 	if len(s.gone) > 0 && !p.active {
 		s.Problems = append(s.Problems, p.goneProblem(s.gone))
+	}
+	if len(s.rewritten) > 0 && !p.active {
+		s.Problems = append(s.Problems, p.rewrittenProblem(s.rewritten))
 	}
 	if p.o.RetainedWarning > 0 && s.RetainedBytes != nil && *s.RetainedBytes > p.o.RetainedWarning {
 		s.Problems = append(s.Problems, preflight.Finding{Code: "retained-wal", Severity: preflight.Warning, Pair: p.o.Name,

@@ -28,6 +28,7 @@ type fixture struct {
 	workers        int
 	migration      string
 	capture        string
+	watch          time.Duration
 	pair           *Pair
 	epoch          int64
 	done           chan error // what Run returned
@@ -38,7 +39,7 @@ type fixture struct {
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	s := pgtest.Shared(t)
-	return &fixture{t: t, source: s.Database(t), target: s.Database(t), migration: newMigration()}
+	return &fixture{t: t, source: s.Database(t), target: s.Database(t), migration: newMigration(), watch: time.Second}
 }
 
 func newMigration() string { return "m" + strconv.FormatUint(rand.Uint64()%1e9, 10) }
@@ -80,7 +81,7 @@ func (f *fixture) lead(ctx context.Context) *state.Lead {
 		f.t.Fatal(err)
 	}
 	f.epoch = lead.Epoch
-	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers, WatchEvery: time.Second,
+	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers, WatchEvery: f.watch,
 		Log: slog.New(slog.NewTextHandler(testWriter{f.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))})
 	return lead
 }

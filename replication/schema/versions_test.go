@@ -13,6 +13,7 @@ func TestVersions(t *testing.T) {
 	recent := pgtest.Start(t, pgtest.Options{Version: 18})
 	for _, s := range []*pgtest.Server{pgtest.Start(t, pgtest.Options{Version: 13}), recent} {
 		t.Run(fmt.Sprint(s.Version()), func(t *testing.T) {
+			tellsRewrites(t, s)
 			source, target := s.Database(t), recent.Database(t)
 			pgtest.Exec(t, source, schematest.Everything, schematest.Rows)
 			pgtest.Exec(t, source, schematest.Since(s.Version())...)

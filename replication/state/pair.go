@@ -110,17 +110,19 @@ type Copy struct {
 	LSN      string
 	Rows     int64
 	Bytes    int64
+	// Storage is where the source stored the rows when they were last known to be the target's too, as text; empty if that isn't known.
+	Storage string
 }
 
 // Copies lists the pair's tables by name.
 func (p *Pairs) Copies(ctx context.Context) ([]Copy, error) {
-	rows, err := p.pool.Query(ctx, `SELECT schema_name, table_name, state, snapshot, lsn, rows, bytes FROM replicator.copy
+	rows, err := p.pool.Query(ctx, `SELECT schema_name, table_name, state, snapshot, lsn, rows, bytes, storage FROM replicator.copy
 		WHERE migration = $1 AND pair = $2 ORDER BY 1, 2`, p.id.Migration, p.id.Pair)
 	if err != nil {
 		return nil, fmt.Errorf("read the state of the copies: %w", err)
 	}
 	out, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (c Copy, err error) {
-		err = r.Scan(&c.Table.Schema, &c.Table.Name, &c.State, &c.Snapshot, &c.LSN, &c.Rows, &c.Bytes)
+		err = r.Scan(&c.Table.Schema, &c.Table.Name, &c.State, &c.Snapshot, &c.LSN, &c.Rows, &c.Bytes, &c.Storage)
 		return c, err
 	})
 	if err != nil {
@@ -144,7 +146,7 @@ func (p *Pairs) ResetCopies(ctx context.Context, tables []replication.TableName)
 	var n int64
 	schemas, names := split(tables)
 	err := p.fenced(ctx, "note the tables to copy again", func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, `UPDATE replicator.copy SET state = 'pending', snapshot = '', lsn = '0/0', rows = 0, bytes = 0
+		tag, err := tx.Exec(ctx, `UPDATE replicator.copy SET state = 'pending', snapshot = '', lsn = '0/0', rows = 0, bytes = 0, storage = ''
 			WHERE migration = $1 AND pair = $2 AND ($5 OR (schema_name, table_name) IN (SELECT * FROM unnest($3::text[], $4::text[])))`,
 			p.id.Migration, p.id.Pair, schemas, names, len(tables) == 0)
 		n = tag.RowsAffected()
@@ -174,8 +176,8 @@ func (p *Pairs) AdoptCopies(ctx context.Context) error {
 // StartCopy notes that a table's copy begins under a new snapshot; what an earlier attempt left is void.
 func (p *Pairs) StartCopy(ctx context.Context, c Copy) error {
 	return p.fenced(ctx, "note the start of a copy", func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE replicator.copy SET state = 'copying', snapshot = $5, lsn = $6, rows = 0, bytes = 0, started_at = clock_timestamp(), finished_at = NULL
-			WHERE migration = $1 AND pair = $2 AND schema_name = $3 AND table_name = $4`, p.id.Migration, p.id.Pair, c.Table.Schema, c.Table.Name, c.Snapshot, c.LSN)
+		_, err := tx.Exec(ctx, `UPDATE replicator.copy SET state = 'copying', snapshot = $5, lsn = $6, storage = $7, rows = 0, bytes = 0, started_at = clock_timestamp(), finished_at = NULL
+			WHERE migration = $1 AND pair = $2 AND schema_name = $3 AND table_name = $4`, p.id.Migration, p.id.Pair, c.Table.Schema, c.Table.Name, c.Snapshot, c.LSN, c.Storage)
 		return err
 	})
 }
@@ -188,6 +190,21 @@ func (p *Pairs) FinishCopy(ctx context.Context, tx pgx.Tx, c Copy) error {
 	_, err := tx.Exec(ctx, `UPDATE replicator.copy SET state = 'copied', rows = $5, bytes = $6, finished_at = clock_timestamp()
 		WHERE migration = $1 AND pair = $2 AND schema_name = $3 AND table_name = $4`, p.id.Migration, p.id.Pair, c.Table.Schema, c.Table.Name, c.Rows, c.Bytes)
 	return err
+}
+
+// SaveStorage notes where the source stores the rows of tables whose copies are good.
+func (p *Pairs) SaveStorage(ctx context.Context, storage map[replication.TableName]string) error {
+	var tables []replication.TableName
+	var texts []string
+	for t, s := range storage {
+		tables, texts = append(tables, t), append(texts, s)
+	}
+	schemas, names := split(tables)
+	return p.fenced(ctx, "note where tables are stored", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE replicator.copy c SET storage = u.storage FROM unnest($3::text[], $4::text[], $5::text[]) AS u(s, t, storage)
+			WHERE c.migration = $1 AND c.pair = $2 AND c.schema_name = u.s AND c.table_name = u.t AND c.state = 'copied'`, p.id.Migration, p.id.Pair, schemas, names, texts)
+		return err
+	})
 }
 
 func split(tables []replication.TableName) (schemas, names []string) {

@@ -132,6 +132,10 @@ COMMENT ON TABLE replicator.setting IS 'What a pair has chosen and must remember
 ALTER TABLE replicator.position ADD COLUMN session bigint NOT NULL DEFAULT 0;
 COMMENT ON COLUMN replicator.position.session IS 'Counts the sessions that have applied here. Only the last may move the position: what an earlier one has sent may still be on its way.';
 `,
+	`
+ALTER TABLE replicator.copy ADD COLUMN storage text NOT NULL DEFAULT '';
+COMMENT ON COLUMN replicator.copy.storage IS 'Where the source stored the table''s rows when they were last known to be the target''s too; by it an ALTER TABLE that rewrote them is noticed.';
+`,
 }
 
 // Ensure creates or upgrades schema `replicator`. It is idempotent and safe against another process doing the same.

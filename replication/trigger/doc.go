@@ -15,7 +15,8 @@
 // a commit of our own is counted and flushed, and a server that counts less has lost something.
 //
 // Not protected by MVCC, and therefore watched in every window: TRUNCATE and rewriting ALTER TABLE (the window's tables are locked ACCESS
-// SHARE, and read again under a new snapshot where the file in the catalog isn't the current one); triggers that were disabled.
+// SHARE, and read again under a new snapshot where the file in the catalog isn't the current one); triggers that were disabled. Rows that ALTER
+// TABLE computes anew fire no trigger: finding them is left to the pair (schema.Storage).
 //
 // A log table that has grown is left for the other one by replacing the function, and truncated once nobody who could have written to it
 // is left and the destination has all of it. No VACUUM is needed, writers never wait, and an old transaction only holds back the tables
