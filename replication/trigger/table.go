@@ -142,11 +142,13 @@ type statements struct {
 
 // inWindow are the conditions of the log's part between the two snapshots: what the transaction's own snapshot sees and the one before didn't. Both
 // are served by the index on xid, however long a transaction among xip has been running; what it has written by then isn't even looked at until it
-// has ended (the present snapshot's bounds say nothing that the rows' visibility doesn't).
-var inWindow = []string{"xid >= $1::text::xid8 AND xid < pg_snapshot_xmax(pg_current_snapshot())",
-	"xid = ANY (ARRAY(SELECT x FROM unnest($2::text::xid8[]) x WHERE pg_visible_in_snapshot(x, pg_current_snapshot())))"}
+// has ended (the present snapshot's bounds, by the query ended, say nothing that the rows' visibility doesn't).
+var inWindow = []string{"xid >= $1::text::xid8 AND xid < (SELECT xmax FROM ended)", "xid = ANY ((SELECT xip FROM ended)::xid8[])"}
 
-// windowOf is a selection from the log's part between the two snapshots as a subquery.
+// ended is the query that inWindow refers to: xmax of the transaction's own snapshot, and those of the former one's xip that it sees.
+const ended = "ended AS MATERIALIZED (SELECT pg_snapshot_xmax(s) AS xmax, ARRAY(SELECT x FROM unnest($2::text::xid8[]) x WHERE pg_visible_in_snapshot(x, s)) AS xip FROM pg_current_snapshot() s)"
+
+// windowOf is a selection from the log's part between the two snapshots as a subquery of a statement that begins with ended.
 func windowOf(oid uint32, columns, condition string) string {
 	var parts []string
 	for slot := range slots {
@@ -212,7 +214,7 @@ func makeStatements(t *captured, s *shape, byName map[string]int) statements {
 		for i := range s.columns {
 			cells = append(cells, fmt.Sprintf("r[%d]", i+1))
 		}
-		out.net = "SELECT n, " + strings.Join(cells, ", ") + " FROM (SELECT r, sum(CASE op WHEN 'I' THEN 1 ELSE -1 END)::int AS n FROM (" +
+		out.net = "WITH " + ended + " SELECT n, " + strings.Join(cells, ", ") + " FROM (SELECT r, sum(CASE op WHEN 'I' THEN 1 ELSE -1 END)::int AS n FROM (" +
 			windowOf(t.oid, "op, r", "") + ") l GROUP BY r) w WHERE n <> 0 ORDER BY n" + version
 		return out
 	}
@@ -223,7 +225,7 @@ func makeStatements(t *captured, s *shape, byName map[string]int) statements {
 		join = append(join, "t."+replication.QuoteIdent(c.Name)+" "+c.operatorName()+" w."+k)
 	}
 	list := strings.Join(keys, ", ")
-	head := "WITH w AS MATERIALIZED (SELECT " + list + ", sum(n)::int AS n, bool_or(d) AS d FROM (" +
+	head := "WITH " + ended + ", w AS MATERIALIZED (SELECT " + list + ", sum(n)::int AS n, bool_or(d) AS d FROM (" +
 		t.log.touched(t.oid) + ") l GROUP BY " + list + " ORDER BY " + list + ") SELECT w.n, w.d, t.ctid IS NOT NULL, w." + strings.Join(keys, ", w.")
 	tail := " FROM w LEFT JOIN ONLY " + table + " t ON " + strings.Join(join, " AND ") + version
 	out.gone = head + tail
@@ -243,7 +245,7 @@ func probe(tables []*captured) string {
 		}
 		parts = append(parts, fmt.Sprintf("SELECT %d::oid WHERE %s", t.oid, strings.Join(exists, " OR ")))
 	}
-	return strings.Join(parts, " UNION ALL ")
+	return "WITH " + ended + " " + strings.Join(parts, " UNION ALL ")
 }
 
 const capturedSQL = `
