@@ -51,21 +51,39 @@ func (c triggerCapture) extend(ctx context.Context, tables []replication.TableNa
 		return c.errorf(err)
 	}
 	all = slices.DeleteFunc(all, func(t replication.Table) bool { return !slices.Contains(tables, t.Name) })
-	_, err = trigger.Install(ctx, c.origin().pool, c.p.log, all) // source looks for copies that are void now
+	_, err = trigger.Install(ctx, c.origin().pool, c.p.log, all) // check looks for copies that are void now
 	return c.errorf(err)
 }
 
-// void makes copies pending that are older than their tables' logs: what came between is nowhere. It looks at what stands on the origin, since the
-// process that made a log may have died before it could tell.
-func (c triggerCapture) void(ctx context.Context, tables []replication.TableName, seams map[replication.TableName]replication.Seam) error {
+// void makes copies pending that are older than their tables' logs, where the stream is too: what came between is nowhere. (A rollback has logs made
+// anew, and streams from a place after them, at which both sides were equal.) It looks at what stands on the origin, since the process that made a log
+// may have died before it could tell.
+func (c triggerCapture) void(ctx context.Context, position replication.Position) error {
+	copies, err := c.p.stored.Copies(ctx)
+	if err != nil {
+		return err
+	}
+	var tables, void []replication.TableName
+	for _, x := range copies {
+		tables = append(tables, x.Table)
+	}
 	made, err := trigger.Made(ctx, c.origin().pool, tables)
 	if err != nil {
 		return c.errorf(err)
 	}
-	void := slices.DeleteFunc(slices.Clone(tables), func(t replication.TableName) bool {
-		seam, copied := seams[t]
-		return !copied || made[t] == 0 || seam.Snapshot.Sees(made[t])
-	})
+	for _, x := range copies {
+		seam, err := replication.ParseSnapshot(x.Snapshot)
+		if err != nil {
+			return fmt.Errorf("seam of %s: %w", x.Table, err)
+		}
+		streamed, err := trigger.Sees(position, made[x.Table])
+		if err != nil {
+			return err
+		}
+		if !streamed && !seam.Sees(made[x.Table]) {
+			void = append(void, x.Table)
+		}
+	}
 	if len(void) == 0 {
 		return nil
 	}
@@ -81,9 +99,14 @@ func (c triggerCapture) lacks(ctx context.Context, tables []replication.Table) (
 	return out, c.errorf(err)
 }
 
-// check converts the log of an earlier version, and leaves the rest to the stream, which looks for lost commits, missing triggers and drift in
-// every window.
-func (c triggerCapture) check(ctx context.Context, _ replication.Position) error {
+// check converts the log of an earlier version, voids copies that are older than their log, and leaves the rest to the stream, which looks for lost
+// commits, missing triggers and drift in every window.
+func (c triggerCapture) check(ctx context.Context, stored replication.Position) error {
+	if !c.reverse {
+		if err := c.void(ctx, stored); err != nil {
+			return err
+		}
+	}
 	tables, err := schema.Tables(ctx, c.origin().pool, c.p.o.Filter)
 	if err != nil {
 		return c.errorf(err)
@@ -104,11 +127,6 @@ func (c triggerCapture) source(ctx context.Context, seams map[replication.TableN
 	for _, t := range copies {
 		if c.reverse || !slices.Contains(gone, t.Table) {
 			tables = append(tables, t.Table)
-		}
-	}
-	if !c.reverse {
-		if err := c.void(ctx, tables, seams); err != nil {
-			return nil, err
 		}
 	}
 	return trigger.NewSource(trigger.Options{URL: c.origin().url, ID: c.p.id, Tables: tables, Seams: seams, Log: c.p.log, Waiting: c.p.waiting, Drift: c.drift}), nil

@@ -22,6 +22,10 @@ func moveSwitchAndReturn(t *testing.T, f *fixture) {
 	f.start(false)
 	f.streaming()
 	f.equal()
+	copies := func() string {
+		return ask[string](f, f.target, "SELECT string_agg(table_name || ' ' || state || ' ' || snapshot, ', ' ORDER BY table_name) FROM replicator.copy")
+	}
+	copied := copies()
 	for _, reverse := range []bool{false, true} {
 		f.attempt(reverse)
 		stop()
@@ -35,6 +39,9 @@ func moveSwitchAndReturn(t *testing.T, f *fixture) {
 	}
 	if n := stop(); n == 0 {
 		t.Error("the writers committed nothing after the return")
+	}
+	if now := copies(); now != copied {
+		t.Errorf("tables were copied again after the return: %s, before %s", now, copied)
 	}
 	f.equal()
 	if err := f.pair.Finish(f.ctx()); err != nil {

@@ -347,7 +347,7 @@ JOIN pg_namespace n ON n.nspname = x.s JOIN pg_class c ON c.relnamespace = n.oid
 JOIN pg_proc p ON p.pronamespace = to_regnamespace('replicator') AND p.proname = 'capture_' || c.oid AND p.pronargs = 0`
 
 // Made returns the transaction that made each table's log as it is. Only what committed after it is certain to be logged: a copy whose snapshot
-// doesn't see it is void. 0 for a log of an earlier version, which doesn't say.
+// doesn't see it is void, unless the stream began after it. 0, which everybody sees, for a log of an earlier version, which doesn't say.
 func Made(ctx context.Context, q querier, tables []replication.TableName) (map[replication.TableName]uint64, error) {
 	schemas, names := make([]string, len(tables)), make([]string, len(tables))
 	for i, t := range tables {

@@ -44,6 +44,12 @@ func (p place) position() replication.Position {
 	return replication.Position(b)
 }
 
+// Sees tells whether what transaction xid did lies before p.
+func Sees(p replication.Position, xid uint64) (bool, error) {
+	at, err := parsePlace(p)
+	return err == nil && at.seen.Sees(xid), err
+}
+
 // covers tells whether a sees everything that b sees. Snapshots of one server are ordered, so one of them always covers the other.
 func covers(a, b replication.Snapshot) bool {
 	if b.Xmax > a.Xmax {
