@@ -126,6 +126,30 @@ func (b *Batch) Split(at, chunk int) *Batch {
 	return tail
 }
 
+// Join moves a later batch to the end of b; both must be of whole transactions. The later one may not be used any more.
+func (b *Batch) Join(later *Batch) {
+	for _, m := range later.Marks {
+		m.End += len(b.Changes)
+		b.Marks = append(b.Marks, m)
+	}
+	b.Changes = append(b.Changes, later.Changes...)
+	b.Position = later.Position
+	b.Bytes += later.Bytes
+	if b.Received.IsZero() {
+		b.Received = later.Received
+	}
+	b.chunks = append(b.chunks, later.chunks...)
+	b.held += later.held
+	if later.own != nil {
+		b.own, b.used = later.own, later.used
+	}
+	if len(later.blocks) > 0 {
+		b.blocks, b.full = append(b.blocks, later.blocks...), later.full
+	}
+	later.chunks, later.blocks = later.chunks[:0], later.blocks[:0]
+	later.Release()
+}
+
 // Chunks is how many chunks the batch holds.
 func (b *Batch) Chunks() int { return len(b.chunks) }
 

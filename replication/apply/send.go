@@ -23,6 +23,7 @@ type flight struct {
 	statements []statement
 	commits    bool // the run ends in the commit
 
+	began time.Time     // when it had been sent
 	ended chan struct{} // closed when the answer is complete; what follows may be read then
 	rows  []int64       // hit by the statements so far
 	value string        // the first column of the last row that was returned
@@ -117,6 +118,18 @@ func (a *Applier) asSets(ctx context.Context, b *replication.Batch) (r *run, fas
 
 // errBusy is the answer of what needs the session while something is under way.
 var errBusy = errors.New("the session is busy")
+
+// soon is how long a batch may be under way that is about to end: a small one, on a destination that is near.
+const soon = 3 * time.Millisecond
+
+// Gather is for how long what comes next had better grow than be sent: one that is sent behind another one takes in nothing any more, and
+// the first may be about to end.
+func (a *Applier) Gather() time.Duration {
+	if len(a.sent) != 1 {
+		return 0
+	}
+	return soon - time.Since(a.sent[0].began)
+}
 
 // Ended returns a channel that is closed when the oldest batch under way has ended, nil if there is none. Then call Wait.
 func (a *Applier) Ended() <-chan struct{} {
@@ -296,6 +309,7 @@ func (a *Applier) post(ctx context.Context, r *run, b *replication.Batch) (*flig
 	if b.Last {
 		a.ahead = b.Position
 	}
+	f.began = time.Now()
 	return f, nil
 }
 

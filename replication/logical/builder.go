@@ -32,7 +32,7 @@ type builder struct {
 	first     int  // how many chunks cur held when the open transaction began
 	pieces    bool // the open transaction has already given a piece
 	closed    bool // the last piece of such a transaction waits to be taken
-	// behind: the last transaction was sent long after its commit, by the server's own clock.
+	// behind: the last message of a transaction was sent long after its commit, by the server's own clock. Only the reader writes it.
 	behind bool
 	// patient: the deliverer waits for a larger batch.
 	patient bool
@@ -117,6 +117,9 @@ func (b *builder) decode(data []byte, chunk *replication.Chunk, sent int64) erro
 	if b.cur.Received.IsZero() && kind != 'R' && kind != 'Y' {
 		b.cur.Received = time.Now()
 	}
+	if b.open { // Begin tells when the transaction committed
+		b.behind = sent != 0 && sent-b.begin.At.Sub(postgresEpoch).Microseconds() > lagging.Microseconds()
+	}
 	switch kind {
 	case 'B':
 		var err error
@@ -134,7 +137,6 @@ func (b *builder) decode(data []byte, chunk *replication.Chunk, sent int64) erro
 			return fmt.Errorf("the stream went back: a transaction ends at %s, while %s was reached", position(c.End), position(b.reached))
 		}
 		b.reached = c.End
-		b.behind = sent != 0 && sent-c.At.Sub(postgresEpoch).Microseconds() > lagging.Microseconds()
 		b.end(replication.Mark{End: len(b.cur.Changes), Position: position(c.End), Commit: c.At, Token: b.token})
 		return nil
 	case 'R':
@@ -272,6 +274,11 @@ func (b *builder) small() bool {
 func (b *builder) take() *replication.Batch {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.takeNow()
+}
+
+// takeNow is take for a caller that holds mu.
+func (b *builder) takeNow() *replication.Batch {
 	cur := b.cur
 	switch {
 	case b.closed:
@@ -299,6 +306,18 @@ func (b *builder) take() *replication.Batch {
 	b.first = 0
 	signal(b.taken)
 	return cur
+}
+
+// join adds the whole transactions that have come meanwhile to a batch that waits for its receiver, as long as the bounds admit both.
+func (b *builder) join(batch *replication.Batch) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	cur := b.cur
+	if batch.Whole() && !b.pieces && (len(cur.Marks) > 0 || (!b.open && cur.Position != "")) &&
+		len(batch.Changes)+len(cur.Changes) <= b.limits.Changes && len(batch.Marks)+len(cur.Marks) <= b.limits.Changes &&
+		batch.Bytes+cur.Bytes <= b.limits.Bytes && batch.Held()+cur.Held() <= 2*max(b.limits.Bytes, replication.ChunkSize) {
+		batch.Join(b.takeNow())
+	}
 }
 
 // position formats an LSN as pg_lsn's text form does, once a transaction.

@@ -115,6 +115,7 @@ func (c *collector) add(b *replication.Batch) {
 // batches that keep their promises, and no position is ahead of a transaction that is still to come.
 func TestBuilderInterleavings(t *testing.T) {
 	s := pgtest.Seed(t)
+	joined := 0
 	for n := range soak(400) {
 		r := rand.New(rand.NewPCG(s, uint64(n)))
 		limits := Limits{Changes: 1 + r.IntN(8), Bytes: 200 + r.IntN(4000)}
@@ -130,11 +131,30 @@ func TestBuilderInterleavings(t *testing.T) {
 			}
 		}
 		// drain takes as the deliverer does; the reader goes on only within the bounds.
+		var waiting *replication.Batch // nobody has received it yet
+		within := func(batch *replication.Batch) {
+			t.Helper()
+			if len(batch.Changes) > limits.Changes || len(batch.Marks) > limits.Changes {
+				t.Fatalf("%d changes and %d marks with limits %+v", len(batch.Changes), len(batch.Marks), limits)
+			}
+		}
 		drain := func(force bool) {
 			for range 4 {
 				b.mu.Lock()
 				full := b.full()
 				b.mu.Unlock()
+				if waiting != nil {
+					had := len(waiting.Marks)
+					b.join(waiting)
+					within(waiting)
+					joined += len(waiting.Marks) - had
+					if !full && !force && r.IntN(2) > 0 {
+						return
+					}
+					c.add(waiting)
+					waiting = nil
+					continue
+				}
 				if !full && !force && r.IntN(3) > 0 {
 					return
 				}
@@ -145,10 +165,12 @@ func TestBuilderInterleavings(t *testing.T) {
 					}
 					return
 				}
-				if len(batch.Changes) > limits.Changes || len(batch.Marks) > limits.Changes {
-					t.Fatalf("%d changes and %d marks with limits %+v", len(batch.Changes), len(batch.Marks), limits)
+				within(batch)
+				if !force && r.IntN(2) > 0 {
+					waiting = batch
+				} else {
+					c.add(batch)
 				}
-				c.add(batch)
 				b.mu.Lock()
 				full = b.full()
 				b.mu.Unlock()
@@ -189,6 +211,9 @@ func TestBuilderInterleavings(t *testing.T) {
 		if fmt.Sprint(c.ids) != fmt.Sprint(ids) || fmt.Sprint(c.ends) != fmt.Sprint(ends) || c.inside {
 			t.Fatalf("case %d: rows %v ends %v, want %v and %v", n, c.ids, c.ends, ids, ends)
 		}
+	}
+	if joined == 0 {
+		t.Error("no transaction joined a batch that waited")
 	}
 }
 
@@ -257,6 +282,41 @@ func TestBuilderBackPressure(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A batch for which nobody is ready takes in what comes meanwhile.
+func TestABatchGrowsWhileItWaits(t *testing.T) {
+	b := newBuilder(DefaultLimits, 100, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	out, done := make(chan *replication.Batch), make(chan error, 1)
+	go func() { done <- deliver(ctx, b, out) }()
+	const transactions = 50
+	for i := range uint64(transactions) {
+		for _, m := range [][]byte{relationMessage(1, "t"), beginMessage(110+10*i, 7), insertMessage(1, strconv.FormatUint(i, 10), "v"), commitMessage(110+10*i, 112+10*i)} {
+			if err := b.add(ctx, m); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// The deliverer has nothing to take any more once it has seen the last one.
+	for empty := false; !empty; {
+		b.mu.Lock()
+		empty = len(b.cur.Marks) == 0
+		b.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			t.Fatal("what has come stays behind while a batch waits")
+		case <-time.After(time.Millisecond):
+		}
+	}
+	c := &collector{t: t, last: 100}
+	c.add(<-out)
+	if len(c.ends) != transactions {
+		t.Errorf("%d transactions came at once, want %d", len(c.ends), transactions)
+	}
+	cancel()
+	<-done
 }
 
 // A table that is described again as it was is the same relation; another description is another one.

@@ -11,11 +11,11 @@ import (
 )
 
 // gatherer lets a busy stream's messages gather before they are read. The server sends every message by a system call of its own; a reader
-// that takes each at once has itself woken by each, at the server's cost. While much comes, the socket reports data only from enough bytes on
+// that takes each at once has itself woken by each, at the server's cost. While much comes late, the socket reports data only from enough bytes on
 // (SO_RCVLOWAT in socket(7)), or after a moment; on a quiet stream nothing waits.
 type gatherer struct {
 	raw  syscall.RawConn
-	busy bool // the last read brought much
+	busy bool // the last read brought much, of a stream that is behind
 	low  int  // SO_RCVLOWAT
 }
 
@@ -41,10 +41,10 @@ func newGatherer(conn net.Conn) *gatherer {
 	return &gatherer{raw: raw, low: 1}
 }
 
-// read notes what the last read brought.
-func (g *gatherer) read(n int) {
+// read notes what the last read brought, and whether the stream is behind: one that follows has bursts, and whoever waits for their last row.
+func (g *gatherer) read(n int, behind bool) {
 	if g != nil {
-		g.busy = n >= much
+		g.busy = n >= much && behind
 	}
 }
 

@@ -14,4 +14,4 @@ func newGatherer(net.Conn) *gatherer { return nil }
 
 func (*gatherer) wait(context.Context, net.Conn) error { return nil }
 
-func (*gatherer) read(int) {}
+func (*gatherer) read(int, bool) {}

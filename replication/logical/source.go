@@ -183,10 +183,15 @@ func deliver(ctx context.Context, b *builder, out chan<- *replication.Batch) err
 			}
 			continue
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case out <- batch:
+		for delivered := false; !delivered; {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case out <- batch:
+				delivered = true
+			case <-b.filled:
+				b.join(batch)
+			}
 		}
 	}
 }

@@ -162,6 +162,8 @@ func (l *link) apply(ctx context.Context, batches <-chan *replication.Batch) err
 	var written time.Time
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	gathered := time.NewTimer(0)
+	defer gathered.Stop()
 	send := func(b *replication.Batch) error {
 		open, idle, written = !b.Last, nil, time.Now()
 		return l.send(ctx, b)
@@ -171,10 +173,17 @@ func (l *link) apply(ctx context.Context, batches <-chan *replication.Batch) err
 		if open {
 			holds = nil
 		}
+		ready := batches
+		if wait := l.applier.Gather(); wait > 0 {
+			ready = nil
+			gathered.Reset(wait)
+		}
 		var err error
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-gathered.C:
+			// What has gathered is sent behind the one that is under way.
 		case h := <-holds:
 			if err := l.settle(ctx); err != nil {
 				h.done <- err
@@ -192,7 +201,7 @@ func (l *link) apply(ctx context.Context, batches <-chan *replication.Batch) err
 		case <-l.applier.Ended():
 			err = l.applier.Wait(ctx)
 			l.collect()
-		case b := <-batches:
+		case b := <-ready:
 			if b.PositionOnly() {
 				idle = b
 				if time.Since(written) < time.Second && !l.awaited() {
