@@ -16,6 +16,8 @@ import (
 // SQLSTATEs that decisions rest on (PostgreSQL documentation, appendix "PostgreSQL Error Codes").
 const (
 	CodeLockNotAvailable     = "55P03"
+	CodeDivisionByZero       = "22012"
+	CodeNotSupported         = "0A000"
 	CodeReadOnly             = "25006"
 	CodeObjectInUse          = "55006"
 	CodeUndefinedTable       = "42P01"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -156,16 +157,28 @@ func (a *Applier) Close(ctx context.Context) {
 	<-a.ended
 }
 
+// describedAtOnce is how many tables are looked up in one round trip.
+const describedAtOnce = 100
+
 // fits makes the plans of all tables that the batch touches. The error is that of the change with the index at.
 func (a *Applier) fits(ctx context.Context, b *replication.Batch) (at int, err error) {
-	for i := range b.Changes {
-		if _, err := a.plan(ctx, b.Changes[i].Relation); err != nil {
-			return i, err
+	first := map[*replication.Relation]int{}
+	var unknown []*replication.Relation
+	look := func(r *replication.Relation, at int) {
+		if _, seen := first[r]; !seen && a.plans[r] == nil {
+			first[r] = at
+			unknown = append(unknown, r)
 		}
+	}
+	for i := range b.Changes {
+		look(b.Changes[i].Relation, i)
 		for _, r := range b.Changes[i].Truncated {
-			if _, err := a.plan(ctx, r); err != nil {
-				return i, err
-			}
+			look(r, i)
+		}
+	}
+	for some := range slices.Chunk(unknown, describedAtOnce) {
+		if failed, err := a.plan(ctx, some); err != nil {
+			return first[failed], err
 		}
 	}
 	return 0, nil
@@ -245,7 +258,7 @@ func (a *Applier) explain(err error, to replication.Position) error {
 	var count *countError
 	var st *statementError
 	switch {
-	case errors.As(err, &st) && st.st.moves && postgres.Code(err) == divisionByZero:
+	case errors.As(err, &st) && st.st.moves && postgres.Code(err) == postgres.CodeDivisionByZero:
 		return retry.Stop(&preflight.Hinted{Code: "deposed", Err: fmt.Errorf("move the position from %s to %s: %w", a.position, to, replication.ErrDeposed),
 			Hint: "this process stands down; look at the one that took over"})
 	case errors.As(err, &count):
@@ -299,44 +312,50 @@ func (a *Applier) describe(c *replication.Change) string {
 	return strings.Join(parts, " and ")
 }
 
-func (a *Applier) plan(ctx context.Context, r *replication.Relation) (*plan, error) {
-	if p := a.plans[r]; p != nil {
-		return p, nil
+// plan makes the plans of tables, of which it returns the first that has none where it fails.
+func (a *Applier) plan(ctx context.Context, tables []*replication.Relation) (failed *replication.Relation, err error) {
+	var names []replication.TableName
+	var oids []uint32
+	var mods []int32
+	for _, r := range tables {
+		names = append(names, r.Name)
+		for _, c := range r.Columns {
+			oids, mods = append(oids, c.TypeOID), append(mods, c.TypeMod)
+		}
 	}
-	t, err := readTarget(ctx, a.conn, r.Name)
+	targets, err := readTargets(ctx, a.conn, names)
 	if err != nil {
-		return nil, err
-	}
-	oids, mods := make([]uint32, len(r.Columns)), make([]int32, len(r.Columns))
-	for i, c := range r.Columns {
-		oids[i], mods[i] = c.TypeOID, c.TypeMod
+		return tables[0], err
 	}
 	types, err := a.o.TypeNames(ctx, oids, mods)
 	if err != nil {
-		return nil, err
+		return tables[0], err
 	}
-	if err := checkDrift(r, t, types, nil); err != nil {
-		if a.o.Columns == nil {
-			return nil, err
+	for i, r := range tables {
+		if err := a.check(ctx, r, targets[i], types[:len(r.Columns)]); err != nil {
+			return r, err
 		}
-		now, e := a.o.Columns(ctx, r.Name)
-		if e != nil {
-			return nil, e
-		}
-		if err := checkDrift(r, t, types, now); err != nil {
-			return nil, err
-		}
+		types = types[len(r.Columns):]
+		a.plans[r] = newPlan(r, targets[i])
 	}
-	p := newPlan(r, t)
-	a.plans[r] = p
-	return p, nil
+	return nil, nil
+}
+
+// check tells whether the stream's rows of a table fit the destination's.
+func (a *Applier) check(ctx context.Context, r *replication.Relation, t *target, types []string) error {
+	err := checkDrift(r, t, types, nil)
+	if err == nil || a.o.Columns == nil || len(t.columns) == 0 {
+		return err
+	}
+	now, err := a.o.Columns(ctx, r.Name)
+	if err != nil {
+		return err
+	}
+	return checkDrift(r, t, types, now)
 }
 
 const moveSQL = `UPDATE replicator.position SET position = $1, updated_at = clock_timestamp()
 WHERE migration = $2 AND pair = $3 AND direction = $4 AND epoch = $5 AND position = $6 AND session = $7`
-
-// divisionByZero is how a counted statement fails.
-const divisionByZero = "22012"
 
 // move appends the statement that moves the stored position, if it is still where this process left it and this process still leads.
 func (a *Applier) move(r *run, to replication.Position) {

@@ -59,39 +59,35 @@ SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass($1) AND tgenab
                AND tgtype & 1 = 1 AND tgtype & 2 = 2 AND tgtype & 4 = 4)
     OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = to_regclass($1) AND ev_type <> '1')`
 
-func readTarget(ctx context.Context, conn *pgx.Conn, name replication.TableName) (*target, error) {
-	t := &target{name: name}
-	rows, err := conn.Query(ctx, columnsSQL, name.Quoted())
-	if err != nil {
-		return nil, fmt.Errorf("read the columns of %s: %w", name, err)
+// readTargets reads tables in one round trip. One that isn't there has no columns.
+func readTargets(ctx context.Context, conn *pgx.Conn, names []replication.TableName) ([]*target, error) {
+	out := make([]*target, len(names))
+	var b pgx.Batch
+	for i, name := range names {
+		t := &target{name: name}
+		out[i] = t
+		b.Queue(columnsSQL, name.Quoted()).Query(func(rows pgx.Rows) (err error) {
+			t.columns, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (c targetColumn, err error) {
+				var operators string
+				err = r.Scan(&c.name, &c.cast, &c.typ, &operators, &c.generated, &c.always, &c.required, &c.plain)
+				c.equals = "OPERATOR(" + operators + ".=)"
+				return c, err
+			})
+			return err
+		})
+		b.Queue(keySQL, name.Quoted()).Query(func(rows pgx.Rows) error {
+			keys, err := pgx.CollectRows(rows, pgx.RowTo[[]string])
+			if len(keys) > 0 {
+				t.key = keys[0]
+			}
+			return err
+		})
+		b.Queue(suppressedSQL, name.Quoted()).QueryRow(func(row pgx.Row) error { return row.Scan(&t.suppressed) })
 	}
-	t.columns, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (c targetColumn, err error) {
-		var operators string
-		err = r.Scan(&c.name, &c.cast, &c.typ, &operators, &c.generated, &c.always, &c.required, &c.plain)
-		c.equals = "OPERATOR(" + operators + ".=)"
-		return c, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read the columns of %s: %w", name, err)
+	if err := conn.SendBatch(ctx, &b).Close(); err != nil {
+		return nil, fmt.Errorf("read the columns, key and triggers of %s and %d more: %w", names[0], len(names)-1, err)
 	}
-	if len(t.columns) == 0 {
-		return nil, drift(name, "the table does not exist on the destination", fmt.Sprintf("create it there as it is on the origin (pg_dump --schema-only --table=%s)", shellQuote(name.Quoted())))
-	}
-	rows, err = conn.Query(ctx, keySQL, name.Quoted())
-	if err != nil {
-		return nil, fmt.Errorf("read the key of %s: %w", name, err)
-	}
-	keys, err := pgx.CollectRows(rows, pgx.RowTo[[]string])
-	if err != nil {
-		return nil, fmt.Errorf("read the key of %s: %w", name, err)
-	}
-	if len(keys) > 0 {
-		t.key = keys[0]
-	}
-	if err := conn.QueryRow(ctx, suppressedSQL, name.Quoted()).Scan(&t.suppressed); err != nil {
-		return nil, fmt.Errorf("read the triggers of %s: %w", name, err)
-	}
-	return t, nil
+	return out, nil
 }
 
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
@@ -107,6 +103,9 @@ func drift(table replication.TableName, what, statement string) error {
 // origin names them, now its columns' types of today by name: a column of the destination that is only younger than the stream's
 // description, and may stay out of an INSERT, is no drift.
 func checkDrift(r *replication.Relation, t *target, types []string, now map[string]string) error {
+	if len(t.columns) == 0 {
+		return drift(r.Name, "the table does not exist on the destination", fmt.Sprintf("create it there as it is on the origin (pg_dump --schema-only --table=%s)", shellQuote(r.Name.Quoted())))
+	}
 	have := make(map[string]*targetColumn, len(t.columns))
 	for i := range t.columns {
 		have[t.columns[i].name] = &t.columns[i]
