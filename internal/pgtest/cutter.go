@@ -5,11 +5,13 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 )
 
 // Cutter passes connections on to a server until it cuts them, as a network does that fails. Its methods may be called from several
 // goroutines.
 type Cutter struct {
+	turns atomic.Int64
 	mu    sync.Mutex
 	conns []net.Conn
 }
@@ -42,14 +44,38 @@ func NewCutter(t TB, to string) (c *Cutter, through string) {
 			c.mu.Lock()
 			c.conns = append(c.conns, in, out)
 			c.mu.Unlock()
-			for _, p := range [][2]net.Conn{{in, out}, {out, in}} {
-				// The first end to fail or close takes the other with it.
-				go func() { _, _ = io.Copy(p[0], p[1]); _ = p[0].Close(); _ = p[1].Close() }()
+			var asked atomic.Bool
+			pass := func(to, from net.Conn, note func()) {
+				_, _ = io.Copy(to, noting{from, note})
+				_, _ = to.Close(), from.Close() // the first end to fail or close takes the other with it
 			}
+			go pass(out, in, func() {
+				if !asked.Swap(true) {
+					c.turns.Add(1)
+				}
+			})
+			go pass(in, out, func() { asked.Store(false) })
 		}
 	}()
 	u.Host = l.Addr().String()
 	return c, u.String()
+}
+
+// Turns is how often a client has spoken after the server had, on all connections: about the round trips that were waited for.
+func (c *Cutter) Turns() int { return int(c.turns.Load()) }
+
+// noting tells of each read that brings something.
+type noting struct {
+	from net.Conn
+	note func()
+}
+
+func (n noting) Read(b []byte) (int, error) {
+	k, err := n.from.Read(b)
+	if k > 0 {
+		n.note()
+	}
+	return k, err
 }
 
 // Cut ends all connections at once, in the middle of whatever they carry and without a word to either end. New ones pass.

@@ -71,8 +71,12 @@ func (c Calm) Run(ctx context.Context, steps []LockedStep, mode LockMode, explai
 		round++
 		var busy []LockedStep
 		var why error
-		for _, s := range steps {
-			err := c.step(ctx, s, mode, round)
+		var look look
+		for i, s := range steps {
+			err := look.refresh(ctx, c.Pool, steps[i:], mode)
+			if err == nil {
+				err = c.step(ctx, s, look.found[s.OID], round)
+			}
 			switch {
 			case err == nil:
 				c.Log.Debug(c.What+": done", "table", s.Name)
@@ -100,38 +104,61 @@ func (c Calm) Run(ctx context.Context, steps []LockedStep, mode LockMode, explai
 // inTheWaySQL lists sessions that hold a conflicting lock. What may not be seen of other roles' sessions is NULL: age 0. A vacuum whose
 // command can't be seen counts as one against wraparound.
 const inTheWaySQL = `
-SELECT coalesce(l.pid, 0),
+SELECT l.relation, coalesce(l.pid, 0),
        'pid ' || coalesce(l.pid::text, '? (a prepared transaction)') || ', user "' || coalesce(a.usename::text, '?') || '", application "' || coalesce(a.application_name, '') ||
        '", ' || coalesce(a.state, a.backend_type, 'state unknown') || ', ' || l.mode,
        l.mode = 'ShareUpdateExclusiveLock',
        coalesce(a.backend_type = 'autovacuum worker' AND coalesce(a.query, '') !~ '^autovacuum: ' OR a.query ~ '^autovacuum: .*to prevent wraparound', false),
        coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'relation' AND l.granted AND l.relation = $1
+WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY($1)
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND l.mode = ANY($2) AND l.pid IS DISTINCT FROM pg_backend_pid()
-ORDER BY 5 DESC`
+ORDER BY 6 DESC`
 
 type inTheWay struct {
+	relation                uint32
 	pid                     int32
 	who                     string
 	maintenance, wraparound bool
 	age                     float64
 }
 
+// look is what was in the way of each table when it was taken. One that is younger than oldEnough misses only transactions that are
+// younger too, behind which a short wait does no harm.
+type look struct {
+	at    time.Time
+	found map[uint32][]inTheWay
+}
+
+// refresh looks at all of the steps' tables at once, unless that was just done.
+func (l *look) refresh(ctx context.Context, pool *pgxpool.Pool, steps []LockedStep, mode LockMode) error {
+	if time.Since(l.at) < oldEnough/2 {
+		return nil
+	}
+	oids := make([]uint32, len(steps))
+	for i, s := range steps {
+		oids[i] = s.OID
+	}
+	at := time.Now()
+	rows, err := pool.Query(ctx, inTheWaySQL, oids, conflicting[mode])
+	if err != nil {
+		return fmt.Errorf("read pg_locks: %w", err)
+	}
+	found := map[uint32][]inTheWay{}
+	var w inTheWay
+	if _, err := pgx.ForEachRow(rows, []any{&w.relation, &w.pid, &w.who, &w.maintenance, &w.wraparound, &w.age}, func() error {
+		found[w.relation] = append(found[w.relation], w)
+		return nil
+	}); err != nil {
+		return fmt.Errorf("read pg_locks: %w", err)
+	}
+	l.at, l.found = at, found
+	return nil
+}
+
 // step looks before it queues: behind a transaction that has been open for long, even a short wait, repeated, would only hurt.
-func (c Calm) step(ctx context.Context, s LockedStep, mode LockMode, round int) error {
-	rows, err := c.Pool.Query(ctx, inTheWaySQL, s.OID, conflicting[mode])
-	if err != nil {
-		return fmt.Errorf("read pg_locks: %w", err)
-	}
-	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (w inTheWay, err error) {
-		err = row.Scan(&w.pid, &w.who, &w.maintenance, &w.wraparound, &w.age)
-		return w, err
-	})
-	if err != nil {
-		return fmt.Errorf("read pg_locks: %w", err)
-	}
+func (c Calm) step(ctx context.Context, s LockedStep, found []inTheWay, round int) error {
 	wait := shortWait
 	if i := slices.IndexFunc(found, func(w inTheWay) bool { return w.wraparound }); i >= 0 {
 		return fmt.Errorf("%w by a vacuum that must not be disturbed (%s)", ErrBusy, found[i].who)
@@ -145,16 +172,9 @@ func (c Calm) step(ctx context.Context, s LockedStep, mode LockMode, round int) 
 	case len(found) > 0 && found[0].age > oldEnough.Seconds():
 		return fmt.Errorf("%w by %s, open for %v", ErrBusy, found[0].who, time.Duration(found[0].age*float64(time.Second)).Round(time.Millisecond))
 	}
-	err = pgx.BeginTxFunc(ctx, c.Pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, boundWaitSQL, wait.Milliseconds()); err != nil {
-			return fmt.Errorf("bound the wait: %w", err)
-		}
-		for _, sql := range s.Statements {
-			if _, err := tx.Exec(ctx, sql); err != nil {
-				return err
-			}
-		}
-		return nil
+	statements := append([]string{"BEGIN ISOLATION LEVEL READ COMMITTED", fmt.Sprintf(boundWaitSQL, wait.Milliseconds())}, s.Statements...)
+	err := c.Pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		return Several(ctx, conn.Conn(), append(statements, "COMMIT")...)
 	})
 	if Code(err) == CodeUndefinedTable {
 		return nil
@@ -164,5 +184,5 @@ func (c Calm) step(ctx context.Context, s LockedStep, mode LockMode, round int) 
 
 // boundWaitSQL: of a long wait no more than deadlock_timeout and a little is used, the moment at which autovacuum is cancelled.
 const boundWaitSQL = `
-SELECT set_config('lock_timeout', least($1::bigint, greatest(100,
+SELECT set_config('lock_timeout', least(%d::bigint, greatest(100,
   (SELECT setting::bigint + 200 FROM pg_settings WHERE name = 'deadlock_timeout')))::text || 'ms', true)`

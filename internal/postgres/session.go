@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -149,4 +150,27 @@ func Pool(ctx context.Context, url string, id Identity, role string, size int32)
 		return nil, fmt.Errorf("open a pool for %s: %w", role, err)
 	}
 	return p, nil
+}
+
+// Several sends statements without parameters in one round trip ("Multiple Statements in a Simple Query" in the PostgreSQL documentation). The
+// first that fails ends it, and with it the transaction that they have begun, if any: the session can be used again.
+func Several(ctx context.Context, conn *pgx.Conn, statements ...string) error {
+	_, err := conn.PgConn().Exec(ctx, strings.Join(statements, ";\n")).ReadAll()
+	if err != nil && conn.PgConn().TxStatus() != 'I' {
+		err = errors.Join(err, Rollback(ctx, conn))
+	}
+	return err
+}
+
+// Rollback ends a transaction that has failed, so that the session can be used again. One that is gone needs nothing.
+func Rollback(ctx context.Context, conn *pgx.Conn) error {
+	if conn.IsClosed() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if _, err := conn.PgConn().Exec(ctx, "ROLLBACK").ReadAll(); err != nil {
+		return fmt.Errorf("roll back: %w", err)
+	}
+	return nil
 }

@@ -129,12 +129,13 @@ func (p *Pair) copyPending(ctx context.Context, then map[replication.TableName]s
 		Started: func(ctx context.Context, t replication.Table, s replication.Seam) error {
 			return p.stored.StartCopy(ctx, state.Copy{Table: t.Name, Snapshot: s.Snapshot.String(), LSN: pglogrepl.LSN(s.LSN).String(), Storage: storage[t.Name].String()})
 		},
-		Fence: func(ctx context.Context, tx pgx.Tx) error { return state.Fence(ctx, tx, p.id) },
+		Fence: func(b *pgx.Batch) { state.QueueFence(b, p.id) },
 		Then:  func(t replication.Table) snapshot.Chain { return then[t.Name] },
 		Jobs:  jobs,
-		Finished: func(ctx context.Context, tx pgx.Tx, t replication.Table, rows, bytes int64) error {
-			return p.stored.FinishCopy(ctx, tx, state.Copy{Table: t.Name, Rows: rows, Bytes: bytes})
+		Finished: func(b *pgx.Batch, t replication.Table, rows, bytes int64) {
+			p.stored.FinishCopy(b, state.Copy{Table: t.Name, Rows: rows, Bytes: bytes})
 		},
+		Refused: state.Fenced,
 		Progress: func(t replication.Table, rows, bytes int64) {
 			p.metrics.Copied(rows, bytes)
 			p.mu.Lock()

@@ -1,6 +1,8 @@
 package pair
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -44,5 +46,33 @@ func TestKeysAreBuiltWhileOthersAreCopied(t *testing.T) {
 	}
 	if again != before || lacking != 0 {
 		t.Errorf("%d tables kept their copy, want %d; %d statements are left", again, before, lacking)
+	}
+}
+
+// Setting up and copying a table takes few round trips to either server, which may be far: each of them is waited for.
+func TestRoundTripsOfATable(t *testing.T) {
+	const most = 12.0
+	trips := func(tables int) (source, target int) {
+		f := newFixture(t)
+		f.capture = Logical
+		var b strings.Builder
+		for i := range tables {
+			fmt.Fprintf(&b, "CREATE TABLE t%d (id bigserial PRIMARY KEY, v text UNIQUE, at timestamptz); INSERT INTO t%[1]d (v) VALUES ('a'), ('b'); CREATE INDEX ON t%[1]d (at);", i)
+		}
+		pgtest.Exec(t, f.source, b.String())
+		var a, z *pgtest.Cutter
+		a, f.source = pgtest.NewCutter(t, f.source)
+		z, f.target = pgtest.NewCutter(t, f.target)
+		f.start(false)
+		f.streaming()
+		f.stop()
+		return a.Turns(), z.Turns()
+	}
+	fewSource, fewTarget := trips(5)
+	manySource, manyTarget := trips(25)
+	source, target := float64(manySource-fewSource)/20, float64(manyTarget-fewTarget)/20
+	t.Logf("round trips a table: source %.2f, target %.2f; without any about %.0f and %.0f", source, target, float64(fewSource)-5*source, float64(fewTarget)-5*target)
+	if source > most || target > most {
+		t.Errorf("round trips a table: source %.2f, target %.2f, at most %v are allowed", source, target, most)
 	}
 }

@@ -126,29 +126,31 @@ func (p *Pair) dump(ctx context.Context, stored *state.Pair) error {
 
 func (p *Pair) makeTables(ctx context.Context, _ *state.Pair) error { return p.apply(ctx, stagePre, 1) }
 
-// apply carries out a stage of the plan on the target, workers statements at once where their order allows it.
+// apply carries out a stage of the plan on the target, workers statements at once where their order allows it. The others go together: a large
+// schema has thousands, and the target may be far.
 func (p *Pair) apply(ctx context.Context, stage string, workers int) error {
-	all, err := p.stored.Statements(ctx, stage)
+	entries, err := p.undone(ctx, stage)
 	if err != nil {
 		return err
 	}
-	var entries []schema.Entry
-	done := map[int]bool{}
-	for _, s := range all {
-		entries = append(entries, entry(s))
-		done[s.Seq] = s.Done
-	}
-	for _, wave := range schema.Waves(entries) {
-		work := make(chan schema.Entry, len(wave))
-		for _, e := range wave {
-			if !done[e.Seq] {
-				work <- e
-			}
+	waves := schema.Waves(entries)
+	for len(waves) > 0 {
+		var serial []schema.Entry
+		for len(waves) > 0 && len(waves[0]) == 1 {
+			serial, waves = append(serial, waves[0][0]), waves[1:]
+		}
+		if err := p.applySerial(ctx, stage, serial); err != nil {
+			return fmt.Errorf("target: %w", err)
+		}
+		if len(waves) == 0 {
+			break
+		}
+		work := make(chan schema.Entry, len(waves[0]))
+		for _, e := range waves[0] {
+			work <- e
 		}
 		close(work)
-		if len(work) == 0 {
-			continue
-		}
+		waves = waves[1:]
 		g, ctx := errgroup.WithContext(ctx)
 		for range min(workers, len(work)) {
 			g.Go(func() error { return p.applyEach(ctx, stage, work) })
@@ -160,8 +162,67 @@ func (p *Pair) apply(ctx context.Context, stage string, workers int) error {
 	return nil
 }
 
+// undone lists what is left of a stage.
+func (p *Pair) undone(ctx context.Context, stage string) ([]schema.Entry, error) {
+	all, err := p.stored.Statements(ctx, stage)
+	if err != nil {
+		return nil, err
+	}
+	var entries []schema.Entry
+	for _, s := range all {
+		if !s.Done {
+			entries = append(entries, entry(s))
+		}
+	}
+	return entries, nil
+}
+
 func entry(s state.Statement) schema.Entry {
 	return schema.Entry{Section: s.Section, Type: s.Type, Schema: s.Schema, Name: s.Name, SQL: s.SQL, Seq: s.Seq}
+}
+
+// together is how many statements of the schema are sent at once.
+const together = 50
+
+// applySerial carries out entries in their order over one session.
+func (p *Pair) applySerial(ctx context.Context, stage string, entries []schema.Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	conn, err := postgres.Connect(ctx, p.target.url, p.id, "schema")
+	if err != nil {
+		return err
+	}
+	defer closeConn(ctx, conn)
+	note := func(e schema.Entry) string { return p.stored.StatementDone(stage, e.Seq) }
+	for some := range slices.Chunk(entries, together) {
+		if len(some) > 1 {
+			p.doing(fmt.Sprintf("the target makes %s and %d more", some[0], len(some)-1))
+			p.log.Debug("making", "what", some[0].String(), "and_more", len(some)-1)
+			err := schema.ApplyTogether(ctx, conn, some, note)
+			if err == nil {
+				continue
+			}
+			if ctx.Err() != nil || conn.IsClosed() {
+				return err
+			}
+			// The one that failed says why, unless it is there already.
+			left, err := p.undone(ctx, stage)
+			if err != nil {
+				return err
+			}
+			some = slices.DeleteFunc(slices.Clone(some), func(e schema.Entry) bool {
+				return !slices.ContainsFunc(left, func(l schema.Entry) bool { return l.Seq == e.Seq })
+			})
+		}
+		for _, e := range some {
+			if err := p.applyEntry(ctx, conn, stage, e); err != nil {
+				return err
+			}
+		}
+	}
+	p.doing("")
+	return nil
 }
 
 func (p *Pair) applyEach(ctx context.Context, stage string, work <-chan schema.Entry) error {
@@ -182,10 +243,7 @@ func (p *Pair) applyEach(ctx context.Context, stage string, work <-chan schema.E
 func (p *Pair) applyEntry(ctx context.Context, conn *pgx.Conn, stage string, e schema.Entry) error {
 	p.doing(fmt.Sprintf("the target makes %s", e))
 	p.log.Debug("making", "what", e.String())
-	if err := schema.Apply(ctx, conn, e); err != nil {
-		return err
-	}
-	return p.stored.StatementDone(ctx, stage, e.Seq)
+	return schema.Apply(ctx, conn, e, p.stored.StatementDone(stage, e.Seq))
 }
 
 func closeConn(ctx context.Context, conn *pgx.Conn) {

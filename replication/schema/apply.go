@@ -19,12 +19,12 @@ const applySettings = `BEGIN; SET LOCAL search_path = ''; SET LOCAL check_functi
 SET LOCAL default_table_access_method = heap; SET LOCAL default_tablespace = ''; SET LOCAL row_security = off;
 SET LOCAL standard_conforming_strings = on; SET LOCAL client_min_messages = warning`
 
-// Apply runs one entry in a transaction of its own. It may be called again for an entry that was applied before, whether or not the
-// answer of that time arrived: an object that is there already counts as done. For constraints and partitions it is checked that
-// the existing object is the same; for all others ReadFingerprint of both sides tells in the end. A comment on a schema or
-// extension that belongs to somebody else is left out silently. Lock waits are bounded by ctx or the session's lock_timeout.
-func Apply(ctx context.Context, conn *pgx.Conn, e Entry) error {
-	err := applyOnce(ctx, conn, e)
+// Apply runs one entry in a transaction of its own, with a note of the caller's, in one round trip. It may be called again for an entry that was
+// applied before, whether or not the answer of that time arrived: an object that is there already counts as done. For constraints and
+// partitions it is checked that the existing object is the same; for all others ReadFingerprint of both sides tells in the end. A comment on a
+// schema or extension that belongs to somebody else is left out silently. Lock waits are bounded by ctx or the session's lock_timeout.
+func Apply(ctx context.Context, conn *pgx.Conn, e Entry, note string) error {
+	err := postgres.Several(ctx, conn, applied(e, note)...)
 	if err == nil {
 		return nil
 	}
@@ -33,6 +33,9 @@ func Apply(ctx context.Context, conn *pgx.Conn, e Entry) error {
 		return fmt.Errorf("create %s: %w (and look whether it is there: %w)", e, err, checkErr)
 	}
 	if done {
+		if err := postgres.Several(ctx, conn, note); err != nil {
+			return fmt.Errorf("note %s: %w", e, err)
+		}
 		return nil
 	}
 	if hint := applyHint(e, err); hint != "" {
@@ -41,30 +44,17 @@ func Apply(ctx context.Context, conn *pgx.Conn, e Entry) error {
 	return fmt.Errorf("create %s: %w", e, err)
 }
 
-func applyOnce(ctx context.Context, conn *pgx.Conn, e Entry) error {
-	if err := run(ctx, conn, applySettings); err != nil {
-		return rollback(ctx, conn, err)
+// ApplyTogether runs entries one after the other, each in a transaction of its own with its note, all in one round trip. After an error some are
+// done, as their notes tell; the others want to be applied one at a time, so that what is there already is recognised.
+func ApplyTogether(ctx context.Context, conn *pgx.Conn, entries []Entry, note func(Entry) string) error {
+	var all []string
+	for _, e := range entries {
+		all = append(all, applied(e, note(e))...)
 	}
-	if err := run(ctx, conn, e.SQL); err != nil {
-		return rollback(ctx, conn, err)
-	}
-	return run(ctx, conn, "COMMIT")
+	return postgres.Several(ctx, conn, all...)
 }
 
-// run sends statements in the simple protocol, which takes several at once.
-func run(ctx context.Context, conn *pgx.Conn, sql string) error {
-	_, err := conn.PgConn().Exec(ctx, sql).ReadAll()
-	return err
-}
-
-func rollback(ctx context.Context, conn *pgx.Conn, err error) error {
-	if !conn.IsClosed() {
-		if rerr := run(context.WithoutCancel(ctx), conn, "ROLLBACK"); rerr != nil {
-			return errors.Join(err, fmt.Errorf("roll back: %w", rerr))
-		}
-	}
-	return err
-}
+func applied(e Entry, note string) []string { return []string{applySettings, e.SQL, note, "COMMIT"} }
 
 // SQLSTATEs that say "it is there already", by the kind of object.
 var duplicateCodes = map[string]bool{

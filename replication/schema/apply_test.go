@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"replicator/internal/pgtest"
+	"replicator/internal/postgres"
 	"replicator/internal/preflight"
 )
 
@@ -26,7 +27,7 @@ func TestApplyRefusesAnother(t *testing.T) {
 		{Type: "TABLE ATTACH", SQL: "ALTER TABLE ONLY public.p ATTACH PARTITION public.leaf DEFAULT;"},
 		{Type: "TABLE", SQL: "CREATE TABLE public.b (id nothing);"},
 	} {
-		if err := Apply(testContext(t), conn, e); err == nil {
+		if err := Apply(testContext(t), conn, e, ""); err == nil {
 			t.Errorf("%s: no error", e.SQL)
 		}
 	}
@@ -35,7 +36,7 @@ func TestApplyRefusesAnother(t *testing.T) {
 		{Type: "CHECK CONSTRAINT", SQL: "ALTER TABLE public.a\n    ADD CONSTRAINT a_check CHECK ((n > 1)) NOT VALID;"},
 		{Type: "TABLE ATTACH", SQL: "ALTER TABLE ONLY public.q ATTACH PARTITION public.leaf DEFAULT;"},
 	} {
-		if err := Apply(testContext(t), conn, e); err != nil {
+		if err := Apply(testContext(t), conn, e, ""); err != nil {
 			t.Error(err)
 		}
 	}
@@ -49,7 +50,7 @@ func TestApplyRefusesAnother(t *testing.T) {
 // An entry is applied whole or not at all.
 func TestApplyIsAtomic(t *testing.T) {
 	conn := connect(t, pgtest.Shared(t).Database(t))
-	if err := Apply(testContext(t), conn, Entry{Type: "TABLE", SQL: "CREATE TABLE public.a (id integer); ALTER TABLE public.a ALTER COLUMN no SET STORAGE main;"}); err == nil {
+	if err := Apply(testContext(t), conn, Entry{Type: "TABLE", SQL: "CREATE TABLE public.a (id integer); ALTER TABLE public.a ALTER COLUMN no SET STORAGE main;"}, ""); err == nil {
 		t.Fatal("no error")
 	}
 	var there bool
@@ -58,9 +59,55 @@ func TestApplyIsAtomic(t *testing.T) {
 	}
 }
 
+// Of entries that go together, those before the one that fails are done and noted; the others can be applied one at a time.
+func TestApplyTogether(t *testing.T) {
+	conn := connect(t, pgtest.Shared(t).Database(t))
+	run := func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(testContext(t), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run("CREATE TABLE public.note (name text); CREATE TABLE public.b (id integer)")
+	var entries []Entry
+	for _, n := range []string{"a", "b", "c"} {
+		entries = append(entries, Entry{Type: "TABLE", Schema: "public", Name: n, SQL: "CREATE TABLE public." + n + " (id integer); -- a remark"})
+	}
+	note := func(e Entry) string { return "INSERT INTO public.note VALUES ('" + e.Name + "')" }
+	noted := func() (names string) {
+		t.Helper()
+		if err := conn.QueryRow(testContext(t), "SELECT string_agg(name || ' ' || (to_regclass('public.' || name) IS NOT NULL), ', ' ORDER BY name) FROM public.note").Scan(&names); err != nil {
+			t.Fatal(err)
+		}
+		return names
+	}
+	if err := ApplyTogether(testContext(t), conn, entries, note); postgres.Code(err) != "42P07" {
+		t.Errorf("%v, want a duplicate table", err)
+	}
+	if got := noted(); got != "a true" || conn.PgConn().TxStatus() != 'I' {
+		t.Errorf("noted: %s; transaction status %c", got, conn.PgConn().TxStatus())
+	}
+	for _, e := range entries[1:] {
+		if err := Apply(testContext(t), conn, e, note(e)); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := noted(); got != "a true, b true, c true" {
+		t.Errorf("noted: %s", got)
+	}
+	entries[0].Name, entries[0].SQL = "d", "CREATE TABLE public.d (id integer)"
+	entries[1].Name, entries[1].SQL = "e", "CREATE TABLE public.e (id integer)"
+	if err := ApplyTogether(testContext(t), conn, entries[:2], note); err != nil {
+		t.Error(err)
+	}
+	if got := noted(); got != "a true, b true, c true, d true, e true" {
+		t.Errorf("noted: %s", got)
+	}
+}
+
 func TestMissingExtensionHasAHint(t *testing.T) {
 	conn := connect(t, pgtest.Shared(t).Database(t))
-	err := Apply(testContext(t), conn, Entry{Type: "EXTENSION", SQL: "CREATE EXTENSION IF NOT EXISTS timescale_nowhere WITH SCHEMA public;"})
+	err := Apply(testContext(t), conn, Entry{Type: "EXTENSION", SQL: "CREATE EXTENSION IF NOT EXISTS timescale_nowhere WITH SCHEMA public;"}, "")
 	var hinted *preflight.Hinted
 	if !errors.As(err, &hinted) || !strings.Contains(hinted.Hint, "extension") {
 		t.Errorf("%v", err)

@@ -43,7 +43,7 @@ func apply(t *testing.T, conn *pgx.Conn, parts ...[]Entry) {
 	t.Helper()
 	for _, part := range parts {
 		for _, e := range part {
-			if err := Apply(testContext(t), conn, e); err != nil {
+			if err := Apply(testContext(t), conn, e, ""); err != nil {
 				t.Fatalf("%v\n%s", err, e.SQL)
 			}
 		}

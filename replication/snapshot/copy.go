@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -23,11 +24,13 @@ type Options struct {
 	PartBytes int64
 	// Started notes durably, before a row is copied, under which seam a table is copied.
 	Started func(ctx context.Context, t replication.Table, s replication.Seam) error
-	// Fence makes a target transaction one that only the leader can commit. Nil: nobody else can lead.
-	Fence func(ctx context.Context, tx pgx.Tx) error
-	// Finished notes that the table is done, in the transaction that holds the copy or, for a table in parts, in one after the last part's;
-	// only the leader can commit it.
-	Finished func(ctx context.Context, tx pgx.Tx, t replication.Table, rows, bytes int64) error
+	// Fence queues what makes a target transaction fail in a process that doesn't lead. Nil: nobody else can lead.
+	Fence func(b *pgx.Batch)
+	// Finished queues the note that the table is done, and a fence, for the transaction that holds the copy or, for a table in parts, for one after
+	// the last part's.
+	Finished func(b *pgx.Batch, t replication.Table, rows, bytes int64)
+	// Refused says what the failure of Fence's or Finished's statements means. Nil: what it says itself.
+	Refused func(error) error
 	// Then returns what is to be done with a table once it is copied. Nil: nothing.
 	Then func(t replication.Table) Chain
 	// Jobs can be done at once.
@@ -190,22 +193,19 @@ func (w *worker) whole(ctx context.Context, t replication.Table, form string) (e
 	if err := w.o.Started(ctx, t, seam); err != nil {
 		return err
 	}
-	var rows int64
-	if err := w.inTarget(ctx, true, func(tx pgx.Tx) error {
-		freeze, err := empty(ctx, tx, t.Name)
-		if err != nil {
-			return err
-		}
-		out := t.Name.Quoted()
-		if c := columns(t); len(c) > 0 {
-			out += " (" + strings.Join(c, ", ") + ")"
-		}
-		var bytes int64
-		if rows, bytes, err = w.pipe(ctx, t, out, form, freeze); err != nil {
-			return err
-		}
-		return w.o.Finished(ctx, tx, t, rows, bytes)
-	}); err != nil {
+	freeze, err := w.empty(ctx, true, t.Name)
+	if err != nil {
+		return err
+	}
+	out := t.Name.Quoted()
+	if c := columns(t); len(c) > 0 {
+		out += " (" + strings.Join(c, ", ") + ")"
+	}
+	rows, bytes, err := w.pipe(ctx, t, out, form, freeze)
+	if err != nil {
+		return err
+	}
+	if err := w.commit(ctx, func(b *pgx.Batch) { w.o.Finished(b, t, rows, bytes) }); err != nil {
 		return err
 	}
 	w.finished(t, rows)
@@ -220,29 +220,30 @@ func (w *worker) finished(t replication.Table, rows int64) {
 	}
 }
 
-// inTarget runs f in a transaction that only the leader can commit, whose commit waits for the flush if durable is set.
-func (w *worker) inTarget(ctx context.Context, durable bool, f func(tx pgx.Tx) error) error {
-	tx, err := w.target.Begin(ctx)
-	if err != nil {
-		return fmt.Errorf("begin on the target: %w", err)
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after a commit this does nothing
+// begin begins a transaction on the target with the statements, in one round trip. The transaction's commit waits for the flush if durable is set.
+func (w *worker) begin(ctx context.Context, durable bool, statements ...string) error {
 	commit := "on"
 	if !durable {
 		commit = "off"
 	}
-	if err := f(tx); err != nil {
-		return err
+	return postgres.Several(ctx, w.target, append([]string{"BEGIN", "SET LOCAL synchronous_commit = " + commit}, statements...)...)
+}
+
+// commit ends the transaction on the target with the notes, in one round trip. Only the leader can do that.
+func (w *worker) commit(ctx context.Context, notes func(*pgx.Batch)) error {
+	var b pgx.Batch
+	switch {
+	case notes != nil:
+		notes(&b)
+	case w.o.Fence != nil:
+		w.o.Fence(&b)
 	}
-	if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = `+commit); err != nil {
-		return err
-	}
-	if w.o.Fence != nil {
-		if err := w.o.Fence(ctx, tx); err != nil {
-			return err
+	b.Queue("COMMIT")
+	if err := w.target.SendBatch(ctx, &b).Close(); err != nil {
+		err = errors.Join(err, postgres.Rollback(ctx, w.target))
+		if w.o.Refused != nil {
+			err = w.o.Refused(err)
 		}
-	}
-	if err := tx.Commit(ctx); err != nil {
 		return fmt.Errorf("commit on the target: %w", err)
 	}
 	return nil
@@ -258,25 +259,21 @@ func (w *worker) leave(ctx context.Context, err error) error {
 	return err
 }
 
-const referencedSQL = `SELECT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = to_regclass($1))`
+// empty begins a transaction on the target by removing what an earlier copy left, and waits for sessions of that copy which haven't ended
+// yet. Truncated tables may take frozen rows; a table that foreign keys point to can't be truncated.
+func (w *worker) empty(ctx context.Context, durable bool, name replication.TableName) (freeze bool, err error) {
+	err = w.begin(ctx, durable, "TRUNCATE ONLY "+name.Quoted())
+	if postgres.Code(err) != postgres.CodeNotSupported {
+		return true, emptying(err)
+	}
+	return false, emptying(w.begin(ctx, durable, "LOCK TABLE ONLY "+name.Quoted()+" IN SHARE ROW EXCLUSIVE MODE", "DELETE FROM ONLY "+name.Quoted()))
+}
 
-// empty removes what an earlier copy left, and waits for sessions of that copy which haven't ended yet. Truncated tables may take frozen
-// rows; a table that foreign keys point to can't be truncated.
-func empty(ctx context.Context, tx pgx.Tx, name replication.TableName) (freeze bool, err error) {
-	var referenced bool
-	if err := tx.QueryRow(ctx, referencedSQL, name.Quoted()).Scan(&referenced); err != nil {
-		return false, fmt.Errorf("look for foreign keys: %w", err)
+func emptying(err error) error {
+	if err != nil {
+		return fmt.Errorf("empty the target's table: %w", err)
 	}
-	sql := []string{"TRUNCATE ONLY " + name.Quoted()}
-	if referenced {
-		sql = []string{"LOCK TABLE ONLY " + name.Quoted() + " IN SHARE ROW EXCLUSIVE MODE", "DELETE FROM ONLY " + name.Quoted()}
-	}
-	for _, s := range sql {
-		if _, err := tx.Exec(ctx, s); err != nil {
-			return false, fmt.Errorf("empty the target's table: %w", err)
-		}
-	}
-	return !referenced, nil
+	return nil
 }
 
 // columns are the quoted names of the columns that are copied.

@@ -75,7 +75,7 @@ func TestFailedCopyLeavesNothing(t *testing.T) {
 	finished := 0
 	o := Options{SourceURL: w.source, TargetURL: target, ID: w.id, Workers: 1,
 		Started:  func(context.Context, replication.Table, replication.Seam) error { return nil },
-		Finished: func(context.Context, pgx.Tx, replication.Table, int64, int64) error { finished++; return nil },
+		Finished: func(*pgx.Batch, replication.Table, int64, int64) { finished++ },
 		Progress: func(replication.Table, int64, int64) {},
 	}
 	err := Copy(w.ctx(), o, []replication.Table{w.table("a")})

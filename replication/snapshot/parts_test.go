@@ -60,7 +60,7 @@ func TestSeamInParts(t *testing.T) {
 			seams[t.Name] = s
 			return nil
 		},
-		Finished: func(context.Context, pgx.Tx, replication.Table, int64, int64) error { return nil },
+		Finished: func(*pgx.Batch, replication.Table, int64, int64) {},
 		Progress: func(replication.Table, int64, int64) {},
 	}, []replication.Table{w.inParts("a"), w.inParts("b")}); err != nil {
 		t.Fatal(err)
@@ -136,11 +136,10 @@ func TestCutCopyInParts(t *testing.T) {
 		})
 		err := Copy(ctx, Options{SourceURL: w.source, TargetURL: target, ID: w.id, Workers: 3, PartBytes: 8192,
 			Started: func(context.Context, replication.Table, replication.Seam) error { return nil },
-			Finished: func(_ context.Context, _ pgx.Tx, t replication.Table, _, _ int64) error {
+			Finished: func(_ *pgx.Batch, t replication.Table, _, _ int64) {
 				mu.Lock()
 				defer mu.Unlock()
 				finished[t.Name.Name]++
-				return nil
 			},
 			Then: func(t replication.Table) Chain {
 				mu.Lock()
@@ -204,7 +203,7 @@ func TestPartsBehindAnExclusiveLock(t *testing.T) {
 			}
 			return nil
 		},
-		Finished: func(context.Context, pgx.Tx, replication.Table, int64, int64) error { return nil },
+		Finished: func(*pgx.Batch, replication.Table, int64, int64) {},
 		Progress: func(replication.Table, int64, int64) {},
 	}, []replication.Table{w.inParts("a")})
 	if err != nil {

@@ -53,7 +53,6 @@ func pipe(ctx context.Context, source, target *pgconn.PgConn, out, in string, mo
 	for range pipeBuffers {
 		empty <- make([]byte, header, header+pieceBytes)
 	}
-	ready := make(chan struct{}) // the target takes rows
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		defer close(full)
@@ -68,13 +67,13 @@ func pipe(ctx context.Context, source, target *pgconn.PgConn, out, in string, mo
 		}
 	})
 	wg.Go(func() {
-		if err := feed(z, in, full, empty, ready, ctx.Done(), moved); err != nil {
+		if err := feed(z, in, full, empty, ctx.Done(), moved); err != nil {
 			cancel(fmt.Errorf("write to the target: %w", err))
 		}
 	})
 	wg.Go(func() {
 		var err error
-		if rows, err = answers(z, ready); err != nil {
+		if rows, err = answers(z); err != nil {
 			cancel(fmt.Errorf("write to the target: %w", err))
 		}
 	})
@@ -244,15 +243,11 @@ func (r *reader) flush(must bool) error {
 	return nil
 }
 
-// feed sends the pieces to the target until full is closed.
-func feed(conn net.Conn, sql string, full, empty chan []byte, ready, done <-chan struct{}, moved func(int)) error {
+// feed sends the pieces to the target until full is closed. It doesn't wait for the target to ask for them: one that refuses the command
+// ignores them.
+func feed(conn net.Conn, sql string, full, empty chan []byte, done <-chan struct{}, moved func(int)) error {
 	if _, err := conn.Write(query(sql)); err != nil {
 		return err
-	}
-	select {
-	case <-done:
-		return errPipeClosed
-	case <-ready:
 	}
 	for {
 		select {
@@ -279,8 +274,8 @@ func feed(conn net.Conn, sql string, full, empty chan []byte, ready, done <-chan
 	}
 }
 
-// answers reads what the target says until it is ready for the next query. ready is closed when it takes rows.
-func answers(conn net.Conn, ready chan struct{}) (rows int64, err error) {
+// answers reads what the target says until it is ready for the next query.
+func answers(conn net.Conn) (rows int64, err error) {
 	var head [header]byte
 	body := make([]byte, 0, 256)
 	for {
@@ -296,8 +291,6 @@ func answers(conn net.Conn, ready chan struct{}) (rows int64, err error) {
 			return 0, err
 		}
 		switch head[0] {
-		case 'G':
-			close(ready)
 		case 'E':
 			return 0, serverError(body)
 		case 'C':

@@ -101,19 +101,16 @@ func (w *worker) lead(ctx context.Context, t replication.Table, form string, n i
 	}
 	defer func() { err = w.leave(ctx, err) }()
 	s := &split{table: t, form: form, left: int(n), unbegun: int(n)}
-	if err := w.source.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&s.exported); err != nil {
-		return fmt.Errorf("export the snapshot: %w", err)
-	}
-	if err := w.rangesOnly(ctx); err != nil {
+	if s.exported, err = w.export(ctx); err != nil {
 		return err
 	}
 	if err := w.o.Started(ctx, t, seam); err != nil {
 		return err
 	}
-	if err := w.inTarget(ctx, false, func(tx pgx.Tx) error {
-		_, err := empty(ctx, tx, t.Name)
+	if _, err := w.empty(ctx, false, t.Name); err != nil {
 		return err
-	}); err != nil {
+	}
+	if err := w.commit(ctx, nil); err != nil {
 		return err
 	}
 	w.q.addParts(s.cut(n))
@@ -143,40 +140,43 @@ func (w *worker) help(ctx context.Context, p *part) (err error) {
 	return w.copyPart(ctx, p)
 }
 
+// rangesOnly keeps the planner from reading a whole table for a part of it.
+const rangesOnly = "SET LOCAL enable_seqscan = off"
+
 // join makes the worker's source session see what the table's leader sees. Importing a snapshot after LOCK is allowed ("SET TRANSACTION").
 func (w *worker) join(ctx context.Context, s *split) error {
-	for _, sql := range []string{
-		"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+	err := postgres.Several(ctx, w.source, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
 		"SET LOCAL lock_timeout = '1s'",
-		"LOCK TABLE ONLY " + s.table.Name.Quoted() + " IN ACCESS SHARE MODE",
+		"LOCK TABLE ONLY "+s.table.Name.Quoted()+" IN ACCESS SHARE MODE",
 		"SET LOCAL lock_timeout = 0",
-		"SET TRANSACTION SNAPSHOT " + replication.QuoteLiteral(s.exported),
-	} {
-		if _, err := w.source.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
-			return fmt.Errorf("%s: %w", sql, err)
-		}
-	}
-	return w.rangesOnly(ctx)
-}
-
-// rangesOnly keeps the planner from reading a whole table for a part of it.
-func (w *worker) rangesOnly(ctx context.Context) error {
-	if _, err := w.source.Exec(ctx, "SET LOCAL enable_seqscan = off", pgx.QueryExecModeSimpleProtocol); err != nil {
-		return fmt.Errorf("prepare the source's session: %w", err)
+		"SET TRANSACTION SNAPSHOT "+replication.QuoteLiteral(s.exported), rangesOnly)
+	if err != nil {
+		return fmt.Errorf("join the snapshot of %s: %w", s.table.Name, err)
 	}
 	return nil
+}
+
+// export gives the source session's snapshot a name under which others can join it.
+func (w *worker) export(ctx context.Context) (name string, err error) {
+	answers, err := w.source.PgConn().Exec(ctx, rangesOnly+"; SELECT pg_export_snapshot()").ReadAll()
+	if err != nil {
+		return "", fmt.Errorf("export the snapshot: %w", err)
+	}
+	return string(answers[1].Rows[0][0]), nil
 }
 
 // copyPart moves a part's rows. The commit waits for no flush: that of the last part's note does, and comes later in the log.
 func (w *worker) copyPart(ctx context.Context, p *part) error {
 	s := p.of
-	var rows, bytes int64
-	err := w.inTarget(ctx, false, func(tx pgx.Tx) (err error) {
-		out := "(SELECT " + strings.Join(columns(s.table), ", ") + " FROM ONLY " + s.table.Name.Quoted() + " WHERE " + p.where() + ")"
-		rows, bytes, err = w.pipe(ctx, s.table, out, s.form, false)
+	if err := w.begin(ctx, false); err != nil {
 		return err
-	})
+	}
+	out := "(SELECT " + strings.Join(columns(s.table), ", ") + " FROM ONLY " + s.table.Name.Quoted() + " WHERE " + p.where() + ")"
+	rows, bytes, err := w.pipe(ctx, s.table, out, s.form, false)
 	if err != nil {
+		return err
+	}
+	if err := w.commit(ctx, nil); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -186,7 +186,10 @@ func (w *worker) copyPart(ctx context.Context, p *part) error {
 	if !last {
 		return nil
 	}
-	if err := w.inTarget(ctx, true, func(tx pgx.Tx) error { return w.o.Finished(ctx, tx, s.table, rows, bytes) }); err != nil {
+	if err := w.begin(ctx, true); err != nil {
+		return err
+	}
+	if err := w.commit(ctx, func(b *pgx.Batch) { w.o.Finished(b, s.table, rows, bytes) }); err != nil {
 		return err
 	}
 	w.finished(s.table, rows)

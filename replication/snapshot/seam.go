@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/jackc/pgx/v5"
 
 	"replicator/internal/postgres"
 	"replicator/internal/retry"
@@ -43,29 +43,29 @@ func (w *worker) snapshot(ctx context.Context, t replication.Table) (replication
 
 var errTooEarly = errors.New("the snapshot is older than the capture")
 
+// seamSQL reads the log's position after the statement's snapshot was taken, which is that of the transaction.
+const seamSQL = `SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text`
+
 func (w *worker) trySnapshot(ctx context.Context, t replication.Table, seam *replication.Seam) error {
-	for _, sql := range []string{
+	answers, err := w.source.PgConn().Exec(ctx, strings.Join([]string{
 		"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
 		"SET LOCAL lock_timeout = '2s'",
 		"LOCK TABLE ONLY " + t.Name.Quoted() + " IN ACCESS SHARE MODE",
 		"SET LOCAL lock_timeout = 0",
-	} {
-		if _, err := w.source.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
-			return fmt.Errorf("%s: %w", sql, err)
-		}
+		seamSQL,
+	}, "; ")).ReadAll()
+	if err != nil {
+		return fmt.Errorf("lock the table and take a snapshot: %w", err)
 	}
-	s, err := current(ctx, w.source)
+	row := answers[len(answers)-1].Rows[0]
+	s, err := replication.ParseSnapshot(string(row[0]))
 	if err != nil {
 		return err
 	}
 	if s.Xmin < w.horizon {
 		return errTooEarly // not after Horizon has returned; a standby would lie
 	}
-	var lsn string
-	if err := w.source.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&lsn); err != nil {
-		return fmt.Errorf("read the write-ahead log position: %w", err)
-	}
-	l, err := pglogrepl.ParseLSN(lsn)
+	l, err := pglogrepl.ParseLSN(string(row[1]))
 	*seam = replication.Seam{Snapshot: s, LSN: uint64(l)}
 	return err
 }

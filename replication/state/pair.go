@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"replicator/internal/postgres"
@@ -58,15 +59,36 @@ func (p *Pairs) Load(ctx context.Context) (Pair, error) {
 
 // Save writes the pair.
 func (p *Pairs) Save(ctx context.Context, s Pair) error {
-	return p.fenced(ctx, "write the state of the pair", func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE replicator.pair SET step = $3, capture = $4, source_system = $5, fingerprint = $6, updated_at = clock_timestamp()
-			WHERE migration = $1 AND pair = $2`, p.id.Migration, p.id.Pair, s.Step, s.Capture, s.SourceSystem, s.Fingerprint)
-		return err
-	})
+	_, err := p.fenced(ctx, "write the state of the pair", `UPDATE replicator.pair SET step = $3, capture = $4, source_system = $5, fingerprint = $6, updated_at = clock_timestamp()
+		WHERE migration = $1 AND pair = $2`, p.id.Migration, p.id.Pair, s.Step, s.Capture, s.SourceSystem, s.Fingerprint)
+	return err
 }
 
-// fenced runs f in a synchronous transaction that only the leader can commit.
-func (p *Pairs) fenced(ctx context.Context, doing string, f func(pgx.Tx) error) error {
+// fenced carries a statement out in a synchronous transaction that only the leader can commit, in one round trip.
+func (p *Pairs) fenced(ctx context.Context, doing, sql string, args ...any) (pgconn.CommandTag, error) {
+	var b pgx.Batch
+	b.Queue(`BEGIN`)
+	b.Queue(`SET LOCAL synchronous_commit = on`)
+	QueueFence(&b, p.id)
+	b.Queue(sql, args...)
+	b.Queue(`COMMIT`)
+	tag, err := carryOut(p.pool.SendBatch(ctx, &b), b.Len()-2)
+	if err != nil {
+		return tag, fmt.Errorf("%s: %w", doing, Fenced(err))
+	}
+	return tag, nil
+}
+
+// carryOut reads a batch's answers and returns that with the number which.
+func carryOut(r pgx.BatchResults, which int) (out pgconn.CommandTag, err error) {
+	for i := 0; i <= which && err == nil; i++ {
+		out, err = r.Exec()
+	}
+	return out, errors.Join(err, r.Close())
+}
+
+// fencedTx runs f in a synchronous transaction that only the leader can commit.
+func (p *Pairs) fencedTx(ctx context.Context, doing string, f func(pgx.Tx) error) error {
 	err := pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
 			return err
@@ -80,6 +102,20 @@ func (p *Pairs) fenced(ctx context.Context, doing string, f func(pgx.Tx) error) 
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	return nil
+}
+
+const fenceSQL = `SELECT 1 / count(*) FROM (SELECT FROM replicator.migration WHERE name = $1 AND epoch = $2 FOR SHARE) f`
+
+// QueueFence makes the transaction that the batch is part of one that only the leader can commit, as Fence does, without waiting for an
+// answer: it fails by itself in any other process. Fenced tells so of an error.
+func QueueFence(b *pgx.Batch, id postgres.Identity) { b.Queue(fenceSQL, id.Migration, id.Epoch) }
+
+// Fenced returns replication.ErrDeposed, with what to do, for the failure of what QueueFence has queued, and any other error as it is.
+func Fenced(err error) error {
+	if postgres.Code(err) == postgres.CodeDivisionByZero {
+		return deposed("check the epoch")
+	}
+	return err
 }
 
 // Fence makes the transaction one that only the leader can commit: it holds the epoch's row until its end.
@@ -134,62 +170,46 @@ func (p *Pairs) Copies(ctx context.Context) ([]Copy, error) {
 // AddCopies makes tables pending that are not known yet.
 func (p *Pairs) AddCopies(ctx context.Context, tables []replication.TableName) error {
 	schemas, names := split(tables)
-	return p.fenced(ctx, "note the tables to copy", func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO replicator.copy (migration, pair, schema_name, table_name)
-			SELECT $1, $2, s, t FROM unnest($3::text[], $4::text[]) AS u(s, t) ON CONFLICT DO NOTHING`, p.id.Migration, p.id.Pair, schemas, names)
-		return err
-	})
+	_, err := p.fenced(ctx, "note the tables to copy", `INSERT INTO replicator.copy (migration, pair, schema_name, table_name)
+		SELECT $1, $2, s, t FROM unnest($3::text[], $4::text[]) AS u(s, t) ON CONFLICT DO NOTHING`, p.id.Migration, p.id.Pair, schemas, names)
+	return err
 }
 
 // ResetCopies makes tables pending again, so that they are copied anew; all of the pair's where none is named. It returns how many.
 func (p *Pairs) ResetCopies(ctx context.Context, tables []replication.TableName) (int64, error) {
-	var n int64
 	schemas, names := split(tables)
-	err := p.fenced(ctx, "note the tables to copy again", func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, `UPDATE replicator.copy SET state = 'pending', snapshot = '', lsn = '0/0', rows = 0, bytes = 0, storage = ''
-			WHERE migration = $1 AND pair = $2 AND ($5 OR (schema_name, table_name) IN (SELECT * FROM unnest($3::text[], $4::text[])))`,
-			p.id.Migration, p.id.Pair, schemas, names, len(tables) == 0)
-		n = tag.RowsAffected()
-		return err
-	})
-	return n, err
+	tag, err := p.fenced(ctx, "note the tables to copy again", `UPDATE replicator.copy SET state = 'pending', snapshot = '', lsn = '0/0', rows = 0, bytes = 0, storage = ''
+		WHERE migration = $1 AND pair = $2 AND ($5 OR (schema_name, table_name) IN (SELECT * FROM unnest($3::text[], $4::text[])))`,
+		p.id.Migration, p.id.Pair, schemas, names, len(tables) == 0)
+	return tag.RowsAffected(), err
 }
 
 // ForgetCopies forgets tables that are no longer replicated.
 func (p *Pairs) ForgetCopies(ctx context.Context, tables []replication.TableName) error {
 	schemas, names := split(tables)
-	return p.fenced(ctx, "forget tables", func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `DELETE FROM replicator.copy WHERE migration = $1 AND pair = $2 AND (schema_name, table_name) IN (SELECT * FROM unnest($3::text[], $4::text[]))`,
-			p.id.Migration, p.id.Pair, schemas, names)
-		return err
-	})
+	_, err := p.fenced(ctx, "forget tables", `DELETE FROM replicator.copy WHERE migration = $1 AND pair = $2 AND (schema_name, table_name) IN (SELECT * FROM unnest($3::text[], $4::text[]))`,
+		p.id.Migration, p.id.Pair, schemas, names)
+	return err
 }
 
 // AdoptCopies marks all of the pair's tables as copied by other means, before everything that the stream will carry.
 func (p *Pairs) AdoptCopies(ctx context.Context) error {
-	return p.fenced(ctx, "note the tables as loaded", func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE replicator.copy SET state = 'copied', snapshot = '3:3:', lsn = '0/0', finished_at = clock_timestamp() WHERE migration = $1 AND pair = $2`, p.id.Migration, p.id.Pair)
-		return err
-	})
+	_, err := p.fenced(ctx, "note the tables as loaded", `UPDATE replicator.copy SET state = 'copied', snapshot = '3:3:', lsn = '0/0', finished_at = clock_timestamp() WHERE migration = $1 AND pair = $2`, p.id.Migration, p.id.Pair)
+	return err
 }
 
 // StartCopy notes that a table's copy begins under a new snapshot; what an earlier attempt left is void.
 func (p *Pairs) StartCopy(ctx context.Context, c Copy) error {
-	return p.fenced(ctx, "note the start of a copy", func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE replicator.copy SET state = 'copying', snapshot = $5, lsn = $6, storage = $7, rows = 0, bytes = 0, started_at = clock_timestamp(), finished_at = NULL
-			WHERE migration = $1 AND pair = $2 AND schema_name = $3 AND table_name = $4`, p.id.Migration, p.id.Pair, c.Table.Schema, c.Table.Name, c.Snapshot, c.LSN, c.Storage)
-		return err
-	})
+	_, err := p.fenced(ctx, "note the start of a copy", `UPDATE replicator.copy SET state = 'copying', snapshot = $5, lsn = $6, storage = $7, rows = 0, bytes = 0, started_at = clock_timestamp(), finished_at = NULL
+		WHERE migration = $1 AND pair = $2 AND schema_name = $3 AND table_name = $4`, p.id.Migration, p.id.Pair, c.Table.Schema, c.Table.Name, c.Snapshot, c.LSN, c.Storage)
+	return err
 }
 
-// FinishCopy notes in tx that a table is copied. It fails with ErrDeposed in a process that no longer leads.
-func (p *Pairs) FinishCopy(ctx context.Context, tx pgx.Tx, c Copy) error {
-	if err := Fence(ctx, tx, p.id); err != nil {
-		return err
-	}
-	_, err := tx.Exec(ctx, `UPDATE replicator.copy SET state = 'copied', rows = $5, bytes = $6, finished_at = clock_timestamp()
+// FinishCopy notes, in the transaction that the batch is part of, that a table is copied. In a process that no longer leads it fails, see Fenced.
+func (p *Pairs) FinishCopy(b *pgx.Batch, c Copy) {
+	QueueFence(b, p.id)
+	b.Queue(`UPDATE replicator.copy SET state = 'copied', rows = $5, bytes = $6, finished_at = clock_timestamp()
 		WHERE migration = $1 AND pair = $2 AND schema_name = $3 AND table_name = $4`, p.id.Migration, p.id.Pair, c.Table.Schema, c.Table.Name, c.Rows, c.Bytes)
-	return err
 }
 
 // SaveStorage notes where the source stores the rows of tables whose copies are good.
@@ -200,11 +220,9 @@ func (p *Pairs) SaveStorage(ctx context.Context, storage map[replication.TableNa
 		tables, texts = append(tables, t), append(texts, s)
 	}
 	schemas, names := split(tables)
-	return p.fenced(ctx, "note where tables are stored", func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `UPDATE replicator.copy c SET storage = u.storage FROM unnest($3::text[], $4::text[], $5::text[]) AS u(s, t, storage)
-			WHERE c.migration = $1 AND c.pair = $2 AND c.schema_name = u.s AND c.table_name = u.t AND c.state = 'copied'`, p.id.Migration, p.id.Pair, schemas, names, texts)
-		return err
-	})
+	_, err := p.fenced(ctx, "note where tables are stored", `UPDATE replicator.copy c SET storage = u.storage FROM unnest($3::text[], $4::text[], $5::text[]) AS u(s, t, storage)
+		WHERE c.migration = $1 AND c.pair = $2 AND c.schema_name = u.s AND c.table_name = u.t AND c.state = 'copied'`, p.id.Migration, p.id.Pair, schemas, names, texts)
+	return err
 }
 
 func split(tables []replication.TableName) (schemas, names []string) {
@@ -224,7 +242,7 @@ type Statement struct {
 
 // SaveStatements stores a stage's statements, replacing none that are there.
 func (p *Pairs) SaveStatements(ctx context.Context, stages map[string][]Statement, next Pair) error {
-	return p.fenced(ctx, "store the schema", func(tx pgx.Tx) error {
+	return p.fencedTx(ctx, "store the schema", func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `DELETE FROM replicator.ddl WHERE migration = $1 AND pair = $2`, p.id.Migration, p.id.Pair); err != nil {
 			return err
 		}
@@ -257,13 +275,10 @@ func (p *Pairs) Statements(ctx context.Context, stage string) ([]Statement, erro
 	return out, nil
 }
 
-// StatementDone notes that a statement has been carried out.
-func (p *Pairs) StatementDone(ctx context.Context, stage string, seq int) error {
-	_, err := p.pool.Exec(ctx, `UPDATE replicator.ddl SET done_at = clock_timestamp() WHERE migration = $1 AND pair = $2 AND stage = $3 AND seq = $4`, p.id.Migration, p.id.Pair, stage, seq)
-	if err != nil {
-		return fmt.Errorf("note a statement of the schema as done: %w", err)
-	}
-	return nil
+// StatementDone is the statement that notes, in a transaction of the caller's, that one of the schema has been carried out.
+func (p *Pairs) StatementDone(stage string, seq int) string {
+	return fmt.Sprintf(`UPDATE replicator.ddl SET done_at = clock_timestamp() WHERE migration = %s AND pair = %s AND stage = %s AND seq = %d`,
+		replication.QuoteLiteral(p.id.Migration), replication.QuoteLiteral(p.id.Pair), replication.QuoteLiteral(stage), seq)
 }
 
 // Undo is a setting of an object of the application's that was changed, and what it was before.
@@ -273,11 +288,9 @@ type Undo struct {
 
 // SaveUndo notes what is about to be changed. The first note of an object stands: a repeated change doesn't overwrite it.
 func (p *Pairs) SaveUndo(ctx context.Context, u Undo) error {
-	return p.fenced(ctx, "note what to put back", func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO replicator.undo VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING`,
-			p.id.Migration, p.id.Pair, u.Side, u.What, u.Schema, u.Name, u.Previous)
-		return err
-	})
+	_, err := p.fenced(ctx, "note what to put back", `INSERT INTO replicator.undo VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING`,
+		p.id.Migration, p.id.Pair, u.Side, u.What, u.Schema, u.Name, u.Previous)
+	return err
 }
 
 // Undos lists what is to be put back on a side.
@@ -309,18 +322,14 @@ func (p *Pairs) Settings(ctx context.Context) (map[string]string, error) {
 
 // Set writes a choice of the pair's.
 func (p *Pairs) Set(ctx context.Context, key, value string) error {
-	return p.fenced(ctx, "write the pair's settings", func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO replicator.setting VALUES ($1, $2, $3, $4) ON CONFLICT (migration, pair, key) DO UPDATE SET value = excluded.value`,
-			p.id.Migration, p.id.Pair, key, value)
-		return err
-	})
+	_, err := p.fenced(ctx, "write the pair's settings", `INSERT INTO replicator.setting VALUES ($1, $2, $3, $4) ON CONFLICT (migration, pair, key) DO UPDATE SET value = excluded.value`,
+		p.id.Migration, p.id.Pair, key, value)
+	return err
 }
 
 // Undone removes a note of what to put back, once it has been.
 func (p *Pairs) Undone(ctx context.Context, u Undo) error {
-	return p.fenced(ctx, "note what was put back", func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `DELETE FROM replicator.undo WHERE migration = $1 AND pair = $2 AND side = $3 AND what = $4 AND schema_name = $5 AND name = $6`,
-			p.id.Migration, p.id.Pair, u.Side, u.What, u.Schema, u.Name)
-		return err
-	})
+	_, err := p.fenced(ctx, "note what was put back", `DELETE FROM replicator.undo WHERE migration = $1 AND pair = $2 AND side = $3 AND what = $4 AND schema_name = $5 AND name = $6`,
+		p.id.Migration, p.id.Pair, u.Side, u.What, u.Schema, u.Name)
+	return err
 }

@@ -3,6 +3,7 @@ package state
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -141,32 +142,25 @@ COMMENT ON COLUMN replicator.copy.storage IS 'Where the source stored the table'
 // Ensure creates or upgrades schema `replicator`. It is idempotent and safe against another process doing the same.
 func Ensure(ctx context.Context, pool *pgxpool.Pool) error {
 	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('replicator:schema', 0))`); err != nil {
+		// Statements without parameters may share a round trip.
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('replicator:schema', 0));
+			CREATE SCHEMA IF NOT EXISTS replicator;
+			CREATE TABLE IF NOT EXISTS replicator.version (version integer NOT NULL);
+			INSERT INTO replicator.version SELECT 0 WHERE NOT EXISTS (SELECT FROM replicator.version)`); err != nil {
 			return err
 		}
-		for _, sql := range []string{
-			`CREATE SCHEMA IF NOT EXISTS replicator`,
-			`CREATE TABLE IF NOT EXISTS replicator.version (version integer NOT NULL)`,
-			`INSERT INTO replicator.version SELECT 0 WHERE NOT EXISTS (SELECT FROM replicator.version)`,
-		} {
-			if _, err := tx.Exec(ctx, sql); err != nil {
-				return err
-			}
-		}
 		var version int
-		if err := tx.QueryRow(ctx, `SELECT version FROM replicator.version`).Scan(&version); err != nil {
+		if err := tx.QueryRow(ctx, `SELECT version FROM replicator.version`, pgx.QueryExecModeSimpleProtocol).Scan(&version); err != nil {
 			return err
 		}
 		if version > len(upgrades) {
 			return retry.Stop(&preflight.Hinted{Code: "state-newer", Err: fmt.Errorf("schema replicator has version %d, this program knows up to %d", version, len(upgrades)),
 				Hint: "run the program version that made it, or a newer one"})
 		}
-		for _, sql := range upgrades[version:] {
-			if _, err := tx.Exec(ctx, sql); err != nil {
-				return err
-			}
+		if version == len(upgrades) {
+			return nil
 		}
-		_, err := tx.Exec(ctx, `UPDATE replicator.version SET version = $1`, len(upgrades))
+		_, err := tx.Exec(ctx, strings.Join(upgrades[version:], "")+fmt.Sprintf(`UPDATE replicator.version SET version = %d`, len(upgrades)))
 		return err
 	})
 	if err != nil {

@@ -197,7 +197,9 @@ func TestClaimAndFence(t *testing.T) {
 		"copies":   func() error { return pairs.AddCopies(ctx, []replication.TableName{{Schema: "public", Name: "t"}}) },
 		"journal":  func() error { return NewJournal(p, identity(5)).Save(ctx, []byte(`{"revision": 1}`)) },
 		"finish": func() error {
-			return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error { return pairs.FinishCopy(ctx, tx, Copy{}) })
+			var b pgx.Batch
+			pairs.FinishCopy(&b, Copy{})
+			return Fenced(p.SendBatch(ctx, &b).Close())
 		},
 	} {
 		if err := do(); !errors.Is(err, replication.ErrDeposed) {

@@ -138,7 +138,7 @@ func (f *fixture) copy(tables []replication.Table) {
 			f.seams[t.Name] = s
 			return nil
 		},
-		Finished: func(context.Context, pgx.Tx, replication.Table, int64, int64) error { return nil },
+		Finished: func(*pgx.Batch, replication.Table, int64, int64) {},
 		Progress: func(replication.Table, int64, int64) {},
 	}, tables); err != nil {
 		f.t.Fatal(err)
