@@ -28,6 +28,7 @@ func BenchmarkLatency(b *testing.B) {
 			s.enable()
 			id++
 			w.probe(s, id) // both are in step from here on
+			before := w.used(s)
 			var g errgroup.Group
 			g.Go(func() error {
 				w.pgbench("--no-vacuum", "--client=4", "--jobs=1", "--protocol=prepared", "--rate=2000", fmt.Sprintf("--time=%d", seconds))
@@ -39,14 +40,17 @@ func BenchmarkLatency(b *testing.B) {
 				<-time.After(10 * time.Millisecond)
 			}
 			_ = g.Wait() // pgbench fails the benchmark itself
+			after := w.used(s)
+			s.drains = append(s.drains, drain{sender: after.sender - before.sender, applier: after.applier - before.applier, replicator: after.replicator - before.replicator})
 			s.disable()
 		}
 	}
-	fmt.Printf("\nscale %g, %d rounds: commit to visible\n\n| system | samples | p50 | p99 |\n| --- | --- | --- | --- |\n", scale(b), rounds(b))
+	fmt.Printf("\nscale %g, %d rounds: commit to visible\n\n| system | samples | p50 | p99 | CPU s of %d s: sender + apply + daemon |\n| --- | --- | --- | --- | --- |\n", scale(b), rounds(b), seconds)
 	for _, s := range w.systems {
 		v := samples[s.name]
 		slices.Sort(v)
-		fmt.Printf("| %s | %d | %.1f ms | %.1f ms |\n", s.name, len(v), milliseconds(v[len(v)/2]), milliseconds(v[len(v)*99/100]))
+		m := medians(s.drains)
+		fmt.Printf("| %s | %d | %.1f ms | %.1f ms | %.2f + %.2f + %.2f |\n", s.name, len(v), milliseconds(v[len(v)/2]), milliseconds(v[len(v)*99/100]), m.sender, m.applier, m.replicator)
 	}
 	fmt.Println()
 }

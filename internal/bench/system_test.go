@@ -95,30 +95,29 @@ func (w *world) drain(s *system, id int, limit time.Duration) drain {
 	w.b.Helper()
 	end := value[string](w, w.control, "SELECT pg_current_wal_flush_lsn()::text")
 	s.enable()
-	var sender int
-	until(w.b, "active slot of "+s.name, time.Minute, func() bool {
-		sender = value[int](w, w.control, activeSQL, s.slot)
-		return sender != 0
-	})
+	until(w.b, "active slot of "+s.name, time.Minute, func() bool { return value[int](w, w.control, activeSQL, s.slot) != 0 })
 	began := time.Now()
-	applier := value[int](w, s.conn, applierSQL, s.db)
-	var d drain
-	before := [3]float64{cpu(sender), cpu(applier), 0}
-	if pid := s.pid(); pid != 0 {
-		before[2] = cpu(pid)
-	}
+	before := w.used(s)
 	until(w.b, "end of the backlog of "+s.name, limit, func() bool {
 		return value[bool](w, s.conn, "SELECT EXISTS (SELECT FROM bench_done WHERE id = $1)", id)
 	})
-	d.seconds = time.Since(began).Seconds()
-	d.sender, d.applier = cpu(sender)-before[0], cpu(applier)-before[1]
-	if pid := s.pid(); pid != 0 {
-		d.replicator = cpu(pid) - before[2]
-	}
+	d := drain{seconds: time.Since(began).Seconds()}
+	after := w.used(s)
+	d.sender, d.applier, d.replicator = after.sender-before.sender, after.applier-before.applier, after.replicator-before.replicator
 	// Whoever is stopped before it has acknowledged decodes the same again the next time.
 	until(w.b, "acknowledgement by "+s.name, time.Minute, func() bool {
 		return value[bool](w, w.control, "SELECT confirmed_flush_lsn >= $2::pg_lsn FROM pg_replication_slots WHERE slot_name = $1", s.slot, end)
 	})
 	s.disable()
+	return d
+}
+
+// used is what a running system's processes have used so far.
+func (w *world) used(s *system) drain {
+	w.b.Helper()
+	d := drain{sender: cpu(value[int](w, w.control, activeSQL, s.slot)), applier: cpu(value[int](w, s.conn, applierSQL, s.db))}
+	if pid := s.pid(); pid != 0 {
+		d.replicator = cpu(pid)
+	}
 	return d
 }
