@@ -50,8 +50,11 @@ func (c content) isStream() bool {
 // others; what it declines (false) is read whole. No big means no limit.
 func fetch(ctx context.Context, s *session, v version, db int, keys []string, limit int64, big func(key string, size int64) (bool, error), f func(keys []string, got []content) error) error {
 	sizes := make([]unit, len(keys))
+	args, cmds := make([]string, 0, 3*len(keys)), make([]command, 0, len(keys)) // the memory of all, at once
 	for i, k := range keys {
-		sizes[i] = unit{k, []command{{"MEMORY", "USAGE", k}}}
+		args = append(args, "MEMORY", "USAGE", k)
+		cmds = append(cmds, args[3*i:3*i+3:3*i+3])
+		sizes[i] = unit{k, cmds[i : i+1]}
 	}
 	replies, err := s.exec(ctx, db, sizes)
 	if err != nil {
@@ -250,17 +253,21 @@ func store(ctx context.Context, s *session, db int, offset time.Duration, keys [
 		return nil, err
 	}
 	units := make([]unit, 0, len(keys))
+	args, cmds := make([]string, 0, 6*len(keys)), make([]command, 0, 2*len(keys))
 	var refused []refusal
 	for i, k := range keys {
 		if offset != 0 && got[i].fieldsExpire() { // the payload's own times are absolute
 			refused = append(refused, refusal{k, errOtherClock})
 			continue
 		}
-		cmds := []command{storeCommand(k, got[i], offset)}
+		from := len(cmds)
 		if got[i].overLarge && !got[i].absent() { // RESTORE would free it at once, which holds the server up
-			cmds = []command{{"UNLINK", k}, cmds[0]}
+			cmds = append(cmds, command{"UNLINK", k})
 		}
-		units = append(units, unit{k, cmds})
+		at := len(args)
+		args = appendStore(args, k, got[i], offset)
+		cmds = append(cmds, args[at:len(args):len(args)])
+		units = append(units, unit{k, cmds[from:len(cmds):len(cmds)]})
 	}
 	replies, err := s.exec(ctx, db, units)
 	if err != nil {
@@ -274,11 +281,11 @@ func store(ctx context.Context, s *session, db int, offset time.Duration, keys [
 	return refused, nil
 }
 
-func storeCommand(key string, c content, offset time.Duration) command {
+func appendStore(args []string, key string, c content, offset time.Duration) []string {
 	if c.absent() {
-		return command{"UNLINK", key}
+		return append(args, "UNLINK", key)
 	}
-	return command{"RESTORE", key, strconv.FormatInt(expiryThere(c, offset), 10), c.payload, "REPLACE", "ABSTTL"}
+	return append(args, "RESTORE", key, strconv.FormatInt(expiryThere(c, offset), 10), c.payload, "REPLACE", "ABSTTL")
 }
 
 // expiryThere is the content's expiry by the destination's clock. It is never 0 for a key that expires: RESTORE takes 0 for "never".
