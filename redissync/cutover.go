@@ -75,8 +75,9 @@ func (p *Pair) Check(ctx context.Context, reverse bool) []preflight.Finding {
 	return out
 }
 
-// Prepare does before the freeze what takes time: it catches up, and compares all keys so that only those touched later remain to
-// be compared in the freeze.
+// Prepare does before the freeze what takes time: it compares all keys so that only those touched later remain to be compared in the
+// freeze, and catches up. It ends under any load: it compares each key a bounded number of times, and waits for no more than what was
+// dirty when it came to waiting.
 func (p *Pair) Prepare(ctx context.Context, reverse bool) error {
 	f, err := p.flowFor(ctx, reverse)
 	if err != nil {
@@ -85,19 +86,26 @@ func (p *Pair) Prepare(ctx context.Context, reverse bool) error {
 	if _, err := f.ready(ctx, true); err != nil {
 		return err
 	}
-	for _, all := range []bool{true, false} { // the second time, only what was touched during the first
-		r, err := p.verify(ctx, f, all)
+	for pass := 0; pass < 2 || pass < maxPasses && !f.compared(); pass++ { // from the second one on, only what was touched meanwhile
+		r, err := p.verify(ctx, f, pass == 0, false)
 		if err != nil {
 			return err
 		}
 		if r.Mismatches > 0 {
 			return fmt.Errorf("redis pair %s: %d keys differ before the freeze, such as %s: make both sides equal with: replicator resync --pair %s", p.o.Name, r.Mismatches, r.Differences[0], p.o.Name)
 		}
-		if err := p.CaughtUp(ctx); err != nil {
-			return err
-		}
 	}
-	return nil
+	return p.CaughtUp(ctx)
+}
+
+// maxPasses bounds the comparisons before a freeze: a gap makes all keys to be compared anew.
+const maxPasses = 4
+
+// compared tells whether all keys were compared and only those touched since remain.
+func (f *flow) compared() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.verifiedFull
 }
 
 // flowFor waits for the flow that copies in the given direction.
@@ -258,7 +266,7 @@ func (p *Pair) Verify(ctx context.Context, reverse bool) (int, error) {
 	if err := f.lookNow(ctx); err != nil {
 		return 0, fmt.Errorf("verify: %w", err)
 	}
-	r, err := p.verify(ctx, f, false)
+	r, err := p.verify(ctx, f, false, true)
 	if err != nil {
 		return 0, err
 	}

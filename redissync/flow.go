@@ -98,6 +98,7 @@ func newFlow(p *Pair, reverse, clean bool) *flow {
 	}
 	f.log = p.o.log().With("direction", direction(reverse))
 	f.originEye, f.destinationEye = f.newEye(f.origin), f.newEye(f.destination)
+	f.queue.lanes = p.o.workers()
 	f.known.Store(&[]int{0})
 	if !clean {
 		f.holds = append(f.holds, f.queue.hold(time.Now()))

@@ -170,7 +170,6 @@ func newModel(t *testing.T, source, target, feed string, seed uint64) *model {
 	m.a, m.b = dialURL(t, m.o.SourceURL), dialURL(t, m.o.TargetURL)
 	if feed == "pieces" {
 		m.o.BigBytes = 1
-		m.patience = 2 * time.Minute // comparing by pieces while a storm goes on, on a busy machine
 	}
 	if feed == "pieces" || !soak() { // the race detector is slow
 		m.pace = 50 * time.Millisecond

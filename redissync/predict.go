@@ -22,7 +22,7 @@ func (p *Pair) PredictFreeze(ctx context.Context, reverse bool) (time.Duration, 
 	known := f.verifiedFull
 	f.mu.Unlock()
 	if !known {
-		if _, err := p.verify(ctx, f, true); err != nil {
+		if _, err := p.verify(ctx, f, true, false); err != nil {
 			return 0, err
 		}
 	}
@@ -31,7 +31,7 @@ func (p *Pair) PredictFreeze(ctx context.Context, reverse bool) (time.Duration, 
 		return 0, err
 	}
 	trip := time.Since(began)
-	r, err := p.verify(ctx, f, false)
+	r, err := p.verify(ctx, f, false, false)
 	if err != nil {
 		return 0, err
 	}

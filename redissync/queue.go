@@ -23,6 +23,7 @@ type entry struct {
 	seq     uint64
 	since   time.Time
 	blocked bool // the same key is in flight: taken only when that copy has ended
+	urgent  bool // somebody waits for this key: it is taken before others
 	element *list.Element
 }
 
@@ -33,7 +34,8 @@ type queue struct {
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced whenever something can be taken or has been done
 	order    *list.List    // every pending *entry by seq
-	ready    []*entry      // takeable keys, oldest first
+	first    []*entry      // takeable keys that somebody waits for
+	ready    []*entry      // other takeable keys, oldest first
 	waiting  map[keyID]*entry
 	inFlight map[keyID]*entry
 	delayed  map[*entry]time.Time
@@ -41,7 +43,9 @@ type queue struct {
 	holds    map[*entry]struct{}
 	open     *entry // the batch of unresolved names that still takes more
 	resolve  []*entry
+	names    map[*entry]struct{} // every batch of names that isn't resolved
 	seq      uint64
+	lanes    int    // how many take keys, which share what can be taken; 0: one
 	hurry    bool   // freeze: no debouncing
 	urgent   uint64 // nor of what was marked up to here
 }
@@ -49,7 +53,7 @@ type queue struct {
 func newQueue() *queue {
 	return &queue{
 		changed: make(chan struct{}), order: list.New(), waiting: map[keyID]*entry{}, inFlight: map[keyID]*entry{},
-		delayed: map[*entry]time.Time{}, rest: map[keyID]time.Time{}, holds: map[*entry]struct{}{},
+		delayed: map[*entry]time.Time{}, rest: map[keyID]time.Time{}, holds: map[*entry]struct{}{}, names: map[*entry]struct{}{},
 	}
 }
 
@@ -92,6 +96,11 @@ func (q *queue) markLocked(id keyID, now time.Time) {
 // release makes a key takeable, now or after its rest.
 func (q *queue) release(e *entry, now time.Time) {
 	e.blocked = false
+	if e.urgent {
+		delete(q.rest, e.id)
+		q.first = append(q.first, e)
+		return
+	}
 	if until, ok := q.rest[e.id]; ok {
 		if !q.hurry && e.seq > q.urgent && until.After(now) {
 			q.delayed[e] = until
@@ -114,7 +123,7 @@ func (q *queue) markName(names []string, dbs []int) {
 		if q.open == nil {
 			q.open = &entry{names: map[string]struct{}{}, dbs: dbs}
 			q.add(q.open, now)
-			q.resolve = append(q.resolve, q.open)
+			q.resolve, q.names[q.open] = append(q.resolve, q.open), struct{}{}
 		}
 		q.open.names[n] = struct{}{}
 	}
@@ -136,17 +145,24 @@ func (q *queue) unresolved() *entry {
 	return e
 }
 
-// resolved ends a batch: its names are dirty in dbs, databases that had not been known.
+// resolved ends a batch: its names are dirty in dbs, databases that had not been known. Such a key is as old as the batch, so that
+// whoever waits for the batch waits for the key.
 func (q *queue) resolved(e *entry, dbs []int) {
 	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for n := range e.names {
 		for _, db := range dbs {
-			q.markLocked(keyID{db, n}, now)
+			id := keyID{db, n}
+			q.markLocked(id, now)
+			if w := q.waiting[id]; w.seq > e.seq {
+				w.seq, w.since = e.seq, e.since
+				q.order.MoveBefore(w.element, e.element)
+			}
 		}
 	}
 	q.order.Remove(e.element)
+	delete(q.names, e)
 	q.wake()
 }
 
@@ -177,7 +193,10 @@ func (q *queue) drop(e *entry) {
 	q.wake()
 }
 
-// take hands out up to n dirty keys, waiting for the first. They are in the caller's hands until done or back.
+// fewKeys may be taken by one lane at once though others find nothing then: a round trip for each would cost more.
+const fewKeys = 32
+
+// take hands out up to n dirty keys, and of many no more than leave some to the other lanes, waiting for the first. They are in the caller's hands until done or back.
 func (q *queue) take(ctx context.Context, n int) ([]*entry, error) {
 	for {
 		q.mu.Lock()
@@ -193,15 +212,17 @@ func (q *queue) take(ctx context.Context, n int) ([]*entry, error) {
 			}
 		}
 		var batch []*entry
-		kept := 0
-		for kept < len(q.ready) && len(batch) < n {
-			e := q.ready[kept]
-			kept++
-			batch = append(batch, e)
+		n := min(n, max(fewKeys, (len(q.first)+len(q.ready))/(2*max(q.lanes, 1))))
+		for _, from := range []*[]*entry{&q.first, &q.ready} {
+			some := (*from)[:min(len(*from), n-len(batch))]
+			*from = (*from)[len(some):]
+			batch = append(batch, some...)
+		}
+		for _, e := range batch {
+			e.urgent = false
 			delete(q.waiting, e.id)
 			q.inFlight[e.id] = e
 		}
-		q.ready = q.ready[kept:]
 		changed := q.changed
 		q.mu.Unlock()
 		if len(batch) > 0 {
@@ -307,87 +328,6 @@ func (q *queue) hasten() {
 		q.delayed[e] = now
 	}
 	q.wake()
-}
-
-// state is a reading of the queue.
-type state struct {
-	pending int       // keys and reconciles that the destination lacks
-	oldest  time.Time // since when; zero if nothing is pending
-	first   uint64    // the lowest pending sequence number; 0 if nothing is pending
-	key     uint64    // the same of keys and names only, reconciles left out
-	last    uint64    // the last sequence number given
-	changed <-chan struct{}
-}
-
-func (q *queue) state() state {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	s := state{last: q.seq, pending: len(q.waiting) + len(q.inFlight), changed: q.changed}
-	if el := q.order.Front(); el != nil {
-		e := el.Value.(*entry)
-		s.first, s.oldest = e.seq, e.since
-		for h := range q.holds {
-			if h.since.Before(s.oldest) {
-				s.oldest = h.since
-			}
-		}
-		s.pending = max(s.pending, 1)
-		for ; el != nil; el = el.Next() {
-			e := el.Value.(*entry)
-			if _, hold := q.holds[e]; !hold {
-				s.key = e.seq
-				break
-			}
-		}
-	}
-	return s
-}
-
-// await waits until nothing marked up to sequence number seq is pending.
-func (q *queue) await(ctx context.Context, seq uint64) error {
-	for {
-		s := q.state()
-		if s.first == 0 || s.first > seq {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-s.changed:
-		}
-	}
-}
-
-// awaitKeys is await without regard to reconciles.
-func (q *queue) awaitKeys(ctx context.Context, seq uint64) error {
-	for {
-		s := q.state()
-		if s.key == 0 || s.key > seq {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-s.changed:
-		}
-	}
-}
-
-// room waits until fewer than n keys are pending, so that a scan never runs far ahead of the copying.
-func (q *queue) room(ctx context.Context, n int) error {
-	for {
-		q.mu.Lock()
-		pending, changed := len(q.waiting)+len(q.inFlight), q.changed
-		q.mu.Unlock()
-		if pending < n {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-changed:
-		}
-	}
 }
 
 func sortedInts(m map[int]struct{}) []int {

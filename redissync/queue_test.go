@@ -292,3 +292,60 @@ func TestRestIsInProportionToTheCost(t *testing.T) {
 		}
 	}
 }
+
+func TestQueueServesThoseWhoWaitForAKeyFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue()
+		for i := range 200 {
+			q.mark(keyID{0, fmt.Sprint(i)})
+		}
+		wanted := []keyID{{0, "5"}, {0, "199"}}
+		busy := takeAll(t, q) // one of the two is in somebody's hands, and marked again
+		q.mark(wanted...)
+		seq := q.state().last
+		done := make(chan error, 1)
+		go func() { done <- q.awaitOf(t.Context(), wanted, seq) }()
+		synctest.Wait()
+		finish(q, busy...)
+		for range 4 { // whatever else is dirty, and becomes so all the time
+			es, err := q.take(t.Context(), 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			finish(q, es...)
+			q.mark(es[0].id)
+		}
+		synctest.Wait()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+		default:
+			t.Fatal("two keys weren't served among the first four")
+		}
+	})
+}
+
+func TestQueueWaitsForKeysOfADatabaseThatIsNew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue()
+		q.markName([]string{"a"}, []int{0})
+		seq := q.state().last
+		q.mark(keyID{0, "later"})
+		finish(q, takeAll(t, q)...)
+		q.resolved(q.unresolved(), []int{7})
+		done := make(chan error, 1)
+		go func() { done <- q.await(t.Context(), seq) }()
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Fatal("await returned before the key was copied in the database that was found out")
+		default:
+		}
+		finish(q, takeAll(t, q)...)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
+}

@@ -33,7 +33,8 @@ type tally struct {
 	runID   string
 	calls   map[string]int64
 	unlinks int64 // counted apart, since the journal of a rollback makes some
-	removed int64 // keys that expired or were evicted
+	removed int64 // keys that expired or were evicted before any event beyond those counted
+	expired int64 // the same, and perhaps some more: none beyond these is the cause of an event counted
 	events  int64 // changes that the feed reported
 	gaps    int64
 }
@@ -47,17 +48,28 @@ func (f *flow) tally(ctx context.Context, s *session) (tally, error) {
 	if _, err := f.fence(ctx); err != nil {
 		return tally{}, err
 	}
-	t := tally{runID: info.runID, calls: map[string]int64{}, unlinks: info.calls["unlink"], events: f.events.Load(), gaps: f.gaps.Load()}
+	t := tally{runID: info.runID, calls: map[string]int64{}, unlinks: info.calls["unlink"], removed: info.removals(), events: f.events.Load(), gaps: f.gaps.Load()}
+	// Keys may expire between the reading of the counts and the fence: their events are counted then, and they are not.
+	later, err := readInfo(ctx, s, "stats")
+	if err != nil {
+		return tally{}, fmt.Errorf("look at %s: %w", f.origin.name, err)
+	}
+	t.expired = later.removals()
 	for _, names := range [][]string{writes, alsoWrites} {
 		for _, c := range names {
 			t.calls[c] = info.calls[c]
 		}
 	}
-	for _, field := range []string{"expired_keys", "evicted_keys"} {
-		n, _ := strconv.ParseInt(info.fields[field], 10, 64)
-		t.removed += n
-	}
 	return t, nil
+}
+
+// removals counts the keys that a server has removed by itself.
+func (i serverInfo) removals() (n int64) {
+	for _, field := range []string{"expired_keys", "evicted_keys"} {
+		k, _ := strconv.ParseInt(i.fields[field], 10, 64)
+		n += k
+	}
+	return n
 }
 
 // since names what was written between two tallies; nothing if the origin was quiet.
@@ -87,7 +99,7 @@ func (t tally) since(was tally, unlinks bool) []string {
 	case len(out) > 0:
 	case t.gaps != was.gaps:
 		out = append(out, "an interruption of the feed")
-	case t.events != was.events && t.removed == was.removed:
+	case t.events != was.events && t.expired == was.removed:
 		out = append(out, fmt.Sprintf("changes of keys (%d)", t.events-was.events))
 	}
 	return out

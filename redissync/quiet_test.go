@@ -149,3 +149,55 @@ func TestAWriterThatGoesOnEndsTheAttempt(t *testing.T) {
 		app.check(t, r.b, "target")
 	}
 }
+
+// TestExpiriesAreNoWrites counts again and again while keys expire all the time, also between the readings that make up one count.
+func TestExpiriesAreNoWrites(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, redistest.Options{Version: "redis-6.0", Settings: map[string]string{"hz": "500"}}, redistest.Options{})
+	p := r.run(false)
+	ctx := r.ctx()
+	r.caughtUp()
+	f, err := p.current(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := f.quietSession()
+	defer s.close()
+	var units []unit
+	for i := range 4000 {
+		units = append(units, unit{"", []command{{"SET", fmt.Sprintf("short%d", i), "v", "PX", fmt.Sprint(300 + i/4)}}})
+	}
+	if _, err := r.a.s.exec(ctx, 0, units); err != nil {
+		t.Fatal(err)
+	}
+	was, err := f.tally(ctx, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := was
+	for was.removed-first.removed < 3000 {
+		now, err := f.tally(ctx, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, earlier := range []tally{first, was} {
+			if what := now.since(earlier, true); len(what) > 0 {
+				t.Fatalf("after %d keys had expired: %v", now.removed-first.removed, what)
+			}
+		}
+		was = now
+	}
+	r.a.do("PSETEX", "a stranger's", "100000", "v") // no count tells of it
+	eventually(t, "all keys have expired", func() bool { return r.a.do("DBSIZE").num == 1 })
+	if was, err = f.tally(ctx, s); err != nil {
+		t.Fatal(err)
+	}
+	r.a.do("PSETEX", "a stranger's", "100000", "w")
+	now, err := f.tally(ctx, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if what := now.since(was, true); len(what) != 1 {
+		t.Errorf("a write that no command's count tells of: %v", what)
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"replicator/internal/retry"
 )
 
 // rounds is how often a difference is looked at again before it counts: a key that is being written to differs for a moment.
@@ -49,7 +51,7 @@ func (p *Pair) VerifyNow(ctx context.Context) (Report, error) {
 	if _, err := f.ready(ctx, true); err != nil {
 		return Report{}, err
 	}
-	return p.verify(ctx, f, true)
+	return p.verify(ctx, f, true, true)
 }
 
 // verifier compares keys between the sides of a flow.
@@ -61,7 +63,10 @@ type verifier struct {
 	keys                 int64
 }
 
-func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
+// verify compares all keys, or those that were touched since they were last compared. A key that is written to all the time is looked at
+// again if patient; else it is left to the next incomplete verification, and at last to that in the freeze, so that no load can keep this
+// one from ending.
+func (p *Pair) verify(ctx context.Context, f *flow, all, patient bool) (Report, error) {
 	started := time.Now()
 	select { // one at a time
 	case p.verifying <- struct{}{}:
@@ -93,19 +98,22 @@ func (p *Pair) verify(ctx context.Context, f *flow, all bool) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("verify: %w", err)
 	}
-	moving := 0
+	var moving []keyID
 	for round := 1; round < rounds && len(suspects) > 0; round++ {
-		if suspects, moving, err = v.round(ctx, round, suspects); err != nil {
+		if suspects, err = v.round(ctx, round, suspects); err != nil {
 			return Report{}, fmt.Errorf("verify: %w", err)
 		}
-	}
-	unsure = slices.Collect(maps.Keys(suspects))
-	for id, kind := range suspects {
-		if kind == inMotion {
-			delete(suspects, id)
+		if !patient || round == rounds-1 {
+			for id, kind := range suspects {
+				if kind == inMotion {
+					delete(suspects, id)
+					moving = append(moving, id)
+				}
+			}
 		}
 	}
-	r := Report{Keys: v.keys, Moving: moving, Mismatches: len(suspects), Elapsed: time.Since(started)}
+	unsure = slices.AppendSeq(moving, maps.Keys(suspects))
+	r := Report{Keys: v.keys, Moving: len(moving), Mismatches: len(suspects), Elapsed: time.Since(started)}
 	for _, id := range sortedKeys(suspects) {
 		if len(r.Differences) < maxDifferences {
 			r.Differences = append(r.Differences, Difference{id.db, id.key, suspects[id]})
@@ -181,32 +189,31 @@ func (f *flow) touch(ids []keyID) {
 // inMotion marks a suspect that was written to while it was compared.
 const inMotion = "in motion"
 
-// round compares suspects again, once the destination has caught up with what is known now. A difference of a key that was written
-// to between then and the comparison says nothing.
-func (v *verifier) round(ctx context.Context, round int, suspects map[keyID]string) (left map[keyID]string, moving int, err error) {
+// round compares suspects again, once the destination has what is known of them now. A difference of a key that was written to between
+// then and the comparison says nothing.
+func (v *verifier) round(ctx context.Context, round int, suspects map[keyID]string) (left map[keyID]string, err error) {
 	still := v.f.gate.shutFor(shutDrained) || v.f.gate.shutFor(shutPaused)
 	moved := v.f.observe(suspects)
 	defer v.f.observe(nil)
 	if !still {
-		if err := v.settle(ctx, round); err != nil {
-			return nil, 0, err
+		if err := v.settle(ctx, round, slices.Collect(maps.Keys(suspects))); err != nil {
+			return nil, err
 		}
 	}
 	if left, err = v.again(ctx, suspects); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	if !still {
 		if _, err := v.f.fence(ctx); err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 	}
 	for id := range left {
 		if moved(id) {
 			left[id] = inMotion
-			moving++
 		}
 	}
-	return left, moving, nil
+	return left, nil
 }
 
 // observe starts noting which of the keys are written to, instead of any others, and returns what tells.
@@ -240,15 +247,25 @@ func (f *flow) sawChange(names ...string) {
 	}
 }
 
-// settle lets the copying bring the destination up to date.
-func (v *verifier) settle(ctx context.Context, round int) error {
-	wait := time.NewTimer(time.Duration(round) * 100 * time.Millisecond)
+// settle lets the copying bring suspects up to date on the destination. What no feed tells is asked for, and given time from the second
+// round on.
+func (v *verifier) settle(ctx context.Context, round int, suspects []keyID) error {
+	wait := time.NewTimer(time.Duration(round-1) * 100 * time.Millisecond)
 	defer wait.Stop()
+	if round > 1 {
+		if err := retry.Do(ctx, retry.Policy{Max: time.Second}, v.f.lookNow); err != nil {
+			return err
+		}
+		v.f.markStreams(suspects...)
+	}
+	if _, err := v.f.ready(ctx, true); err != nil { // what a gap has hidden is found by the reconcile
+		return err
+	}
 	seq, err := v.f.fence(ctx)
 	if err != nil {
 		return err
 	}
-	if err := v.f.queue.await(ctx, seq); err != nil {
+	if err := v.f.queue.awaitOf(ctx, suspects, seq); err != nil {
 		return err
 	}
 	select {

@@ -267,13 +267,15 @@ func (f *flow) pollStreams(ctx context.Context, s *session) error {
 	return nil
 }
 
-// markStreams marks every stream, as a freeze wants it, and tells how many there are.
-func (f *flow) markStreams() int {
+// markStreams marks every stream among some keys, or every one there is if none are given, as a freeze wants it.
+func (f *flow) markStreams(among ...keyID) {
 	f.mu.Lock()
 	ids := slices.Collect(maps.Keys(f.streams))
+	if len(among) > 0 {
+		ids = slices.DeleteFunc(slices.Clone(among), func(id keyID) bool { _, known := f.streams[id]; return !known })
+	}
 	f.mu.Unlock()
 	if len(ids) > 0 {
 		f.queue.mark(ids...)
 	}
-	return len(ids)
 }
