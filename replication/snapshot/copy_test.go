@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -100,5 +101,46 @@ func TestFailedCopyLeavesNothing(t *testing.T) {
 	}
 	if got := rowsOf(t, pool, "a"); len(got) != 40 {
 		t.Errorf("%d rows", len(got))
+	}
+}
+
+// A table that foreign keys point to can't be truncated; it is emptied all the same, and copied again.
+func TestReferencedTableIsCopiedAgain(t *testing.T) {
+	w := newWorld(t, []string{"a"}, nil)
+	target := w.target([]string{"a"})
+	pgtest.Exec(t, target, "CREATE TABLE child (id int PRIMARY KEY, a_id int REFERENCES a); INSERT INTO a VALUES (-1, 0, 'before'), (1, 0, 'stale'); INSERT INTO child VALUES (1, 1)")
+	_, rows := w.copy(target, []string{"a"})
+	if len(rows["a"]) != 40 || rows["a"]["-1"] != "" || rows["a"]["1"] == "(1,0,stale)" {
+		t.Errorf("%d rows: %v", len(rows["a"]), rows["a"])
+	}
+}
+
+// Where what notes the end of a copy is refused, as it is in a process that doesn't lead any more, nothing of the copy stays, whole or in parts.
+func TestRefusedCopyLeavesNothing(t *testing.T) {
+	w := newWorld(t, []string{"a"}, nil)
+	refused := errors.New("refused")
+	for name, o := range map[string]Options{
+		"whole":    {Finished: func(b *pgx.Batch, _ replication.Table, _, _ int64) { b.Queue("SELECT 1 / 0") }},
+		"in parts": {Finished: func(*pgx.Batch, replication.Table, int64, int64) {}, Fence: func(b *pgx.Batch) { b.Queue("SELECT 1 / 0") }, PartBytes: 8192},
+	} {
+		target := w.target([]string{"a"})
+		pgtest.Exec(t, target, "INSERT INTO a VALUES (-1, 0, 'before')")
+		o.SourceURL, o.TargetURL, o.ID, o.Workers = w.source, target, w.id, 1
+		o.Started = func(context.Context, replication.Table, replication.Seam) error { return nil }
+		o.Progress = func(replication.Table, int64, int64) {}
+		o.Refused = func(err error) error { return errors.Join(refused, err) }
+		table := w.table("a")
+		table.Bytes, table.Pages = 4*8192, 4 // as a table that has shrunk since it was measured
+		if err := Copy(w.ctx(), o, []replication.Table{table}); !errors.Is(err, refused) || postgres.Code(err) != postgres.CodeDivisionByZero {
+			t.Errorf("%s: %v", name, err)
+		}
+		pool, err := pgxpool.New(w.ctx(), target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := rowsOf(t, pool, "a"); len(got) != 1 || got["-1"] != "(-1,0,before)" {
+			t.Errorf("%s: left %v", name, got)
+		}
+		pool.Close()
 	}
 }
