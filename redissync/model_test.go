@@ -1,7 +1,6 @@
 package redissync
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/url"
@@ -325,8 +324,13 @@ func (m *model) raiseHeir(reverse bool) {
 		old = m.target
 	}
 	c.do("REPLICAOF", "127.0.0.1", fmt.Sprint(old.Port()))
+	defer func() {
+		if m.t.Failed() {
+			m.t.Logf("the replica's log:\n%s\nits primary's:\n%s", heir.Log(), old.Log())
+		}
+	}()
 	eventually(m.t, "the replica is in step", func() bool {
-		info, err := readInfo(context.Background(), c.s, "replication")
+		info, err := readInfo(m.ctx(), c.s, "replication")
 		return err == nil && info.fields["master_link_status"] == "up"
 	})
 	m.heir, m.heirClient = heir, c

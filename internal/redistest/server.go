@@ -212,6 +212,12 @@ func (s *Server) URL() string {
 	return scheme + "://" + auth + s.Address()
 }
 
+// Log is the end of the server's log.
+func (s *Server) Log() string {
+	log, _ := os.ReadFile(filepath.Join(s.dir, "server.log"))
+	return string(log[max(0, len(log)-4000):])
+}
+
 // Pid is the process id, 0 while the server is stopped.
 func (s *Server) Pid() int {
 	s.mu.Lock()
