@@ -16,9 +16,6 @@ import (
 	"replicator/internal/retry"
 )
 
-// leaseTime is how long the lead outlives its holder's last sign of life.
-const leaseTime = 10 * time.Second
-
 // grace is how long the second server may take when the first has answered.
 const grace = 50 * time.Millisecond
 
@@ -346,7 +343,7 @@ func (j *Journal) renew(ctx context.Context, elsewhere bool) error {
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(lease{Epoch: epoch, Holder: j.holder, Until: now + leaseTime.Milliseconds()})
+	b, err := json.Marshal(lease{Epoch: epoch, Holder: j.holder, Until: now + j.o.lease().Milliseconds()})
 	if err != nil {
 		return err
 	}
@@ -356,7 +353,7 @@ func (j *Journal) renew(ctx context.Context, elsewhere bool) error {
 // Keep renews the lead until ctx ends, then gives it up so that a successor need not wait. It returns ErrNotLeader when the lead is
 // lost: to another process, or because it could not be renewed in time.
 func (j *Journal) Keep(ctx context.Context) error {
-	tick := time.NewTicker(leaseTime / 4)
+	tick := time.NewTicker(j.o.lease() / 4)
 	defer tick.Stop()
 	renewed := time.Now()
 	for {
@@ -375,7 +372,7 @@ func (j *Journal) Keep(ctx context.Context) error {
 			renewed = started
 		case errors.Is(err, ErrNotLeader):
 			return retry.Stop(ErrNotLeader)
-		case ctx.Err() == nil && time.Since(renewed) > leaseTime*3/4:
+		case ctx.Err() == nil && time.Since(renewed) > j.o.lease()*3/4:
 			return retry.Stop(errors.Join(ErrNotLeader, err))
 		}
 	}

@@ -25,7 +25,7 @@ func TestDaemonToBeKilled(t *testing.T) {
 	reverse := words[2] == "reverse"
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	o := Options{Migration: "shop", Name: "cache", SourceURL: words[0], TargetURL: words[1], Epoch: 1}
+	o := Options{Migration: "shop", Name: "cache", SourceURL: words[0], TargetURL: words[1], Epoch: 1, Lease: 3 * time.Second}
 	j := NewJournal(o)
 	var err error
 	if o.Epoch, err = j.Lead(ctx); err != nil {

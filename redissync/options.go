@@ -1,6 +1,7 @@
 package redissync
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"regexp"
@@ -36,8 +37,12 @@ type Options struct {
 	Resuming bool
 	// ExpiryTolerance is how far expiries may differ in a verification; 5 ms if zero.
 	ExpiryTolerance time.Duration
-	Log             *slog.Logger
-	Metrics         *metrics.Redis
+	// QuietFor is how long nothing may have been written before an origin that can't be held counts as quiet; 2 s if zero.
+	QuietFor time.Duration
+	// Lease is how long the lead outlives its holder's last sign of life; 10 s if zero.
+	Lease   time.Duration
+	Log     *slog.Logger
+	Metrics *metrics.Redis
 }
 
 // ownPrefix begins the names of the few keys that replicator itself makes. They are never copied, deleted or compared.
@@ -68,6 +73,10 @@ func (o Options) workers() int {
 	}
 	return o.Workers
 }
+
+func (o Options) quietFor() time.Duration { return cmp.Or(o.QuietFor, 2*time.Second) }
+
+func (o Options) lease() time.Duration { return cmp.Or(o.Lease, 10*time.Second) }
 
 func (o Options) log() *slog.Logger {
 	if o.Log == nil {

@@ -42,7 +42,7 @@ func (p *Pair) PredictFreeze(ctx context.Context, reverse bool) (time.Duration, 
 	if held, err := p.holds(ctx, p.side(reverse)); err != nil {
 		return 0, err
 	} else if !held {
-		took += quietFor // to prove that nobody writes
+		took += p.o.quietFor() // to prove that nobody writes
 	}
 	return took, nil
 }

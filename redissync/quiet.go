@@ -17,12 +17,8 @@ import (
 // reported nothing but what expired or was evicted. That stays so until the switch, or the attempt is given up. What expires meanwhile
 // expires on the destination as well, at the same instant: such keys are compared rather than copied.
 
-const (
-	// quietFor is how long nothing may have been written before an origin counts as quiet.
-	quietFor = 2 * time.Second
-	// quietTick is how often it is asked.
-	quietTick = 100 * time.Millisecond
-)
+// quietTick is how often an origin is asked whether it is quiet.
+const quietTick = 100 * time.Millisecond
 
 // alsoWrites are commands that write and that replicator runs on a destination, but never on an origin in a freeze. PSETEX is left out, by which
 // the lead is renewed: the feed reports a stranger's.
@@ -133,7 +129,7 @@ func writingClients(ctx context.Context, s *session) (out []string) {
 	return out
 }
 
-// awaitQuiet returns when nothing has been written on the origin for quietFor. Until then the status says what still is.
+// awaitQuiet returns when nothing has been written on the origin for as long as Options.QuietFor says. Until then the status says what still is.
 func (p *Pair) awaitQuiet(ctx context.Context, f *flow, s *session) (tally, error) {
 	key := direction(f.reverse) + " writers"
 	p.setWaiting(fmt.Sprintf("writers on the %s Redis to stop", f.origin.name))
@@ -163,7 +159,7 @@ func (p *Pair) awaitQuiet(ctx context.Context, f *flow, s *session) (tally, erro
 			p.problemFor(f.origin.name+" "+key, finding, time.Minute)
 			p.setWaiting(last.Error())
 			was, since = now, time.Now()
-		} else if time.Since(since) >= quietFor {
+		} else if time.Since(since) >= p.o.quietFor() {
 			p.solved(f.origin.name, key)
 			return now, nil
 		}

@@ -15,6 +15,7 @@ import (
 // newQuietRig has a source whose user may not pause clients, or one that is too old to hold writes alone.
 func newQuietRig(t *testing.T, version string) *rig {
 	r := newRig(t, redistest.Options{Version: version}, redistest.Options{})
+	r.o.QuietFor = 500 * time.Millisecond
 	if version == "" {
 		r.a.do("ACL", "SETUSER", "owner", "on", ">pw", "allkeys", "allchannels", "+@all", "-client|pause", "-client|unpause")
 		r.o.SourceURL = strings.Replace(r.o.SourceURL, "redis://", "redis://owner:pw@", 1)
@@ -114,7 +115,7 @@ func TestAWriterThatGoesOnEndsTheAttempt(t *testing.T) {
 	r.caughtUp()
 	app := runCounters(t, r.source, 2)
 	eventually(t, "the application writes", func() bool { return app.acked[0].Load() > 0 })
-	brief, cancel := context.WithTimeout(ctx, quietFor+time.Second)
+	brief, cancel := context.WithTimeout(ctx, r.o.quietFor()+time.Second)
 	defer cancel()
 	err := p.Freeze(brief, false, time.Now().Add(time.Minute))
 	var h *preflight.Hinted
