@@ -30,7 +30,7 @@ func persistentWriters(t *testing.T, url string, s uint64, n int) (stop func()) 
 					}
 					continue
 				}
-				for ctx.Err() == nil {
+				for ; ctx.Err() == nil; breathe(ctx, r) {
 					err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 						for range 1 + r.IntN(8) {
 							if _, err := tx.Exec(ctx, randomStatement(r)); err != nil {

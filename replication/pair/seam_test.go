@@ -3,6 +3,7 @@ package pair
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -128,15 +129,19 @@ func (p *player) until(what string, ok func() bool) {
 	}
 }
 
-// ask reads one value in a session of its own, which ends at once.
+// ask reads one value, in a session that is kept for it.
 func ask[T any](f *fixture, url, sql string, args ...any) (out T) {
 	f.t.Helper()
-	conn, err := pgx.Connect(f.ctx(), url)
-	if err != nil {
-		f.t.Fatal(err)
+	conn := f.asking[url]
+	if conn == nil || conn.IsClosed() {
+		if f.asking == nil {
+			f.asking = map[string]*pgx.Conn{}
+		}
+		conn = pgtest.Connect(f.t, url)
+		f.asking[url] = conn
 	}
-	defer conn.Close(context.Background())
-	if err := conn.QueryRow(f.ctx(), sql, args...).Scan(&out); err != nil {
+	// Without prepared statements, which would outlive what they name.
+	if err := conn.QueryRow(f.ctx(), sql, slices.Concat([]any{pgx.QueryExecModeExec}, args)...).Scan(&out); err != nil {
 		f.t.Fatal(err)
 	}
 	return out
