@@ -3,7 +3,7 @@
 //
 // Every test runs in a world: two sides, a shop that follows the switch, a daemon. TestCrashes kills the daemon with SIGKILL at
 // seeded random moments of every phase; its seed is printed, REPLICATOR_SEED sets it, and REPLICATOR_SOAK=1 makes it kill fifty
-// times instead of six.
+// times instead of four.
 //
 // How to add a case: start a world with newWorld, drive it with its methods, and end with rest and prove, which compare both
 // sides' full contents and the application's ledger.
