@@ -21,6 +21,9 @@ func TestPredictFreeze(t *testing.T) {
 			t.Errorf("predicted: %v, %v", d, err)
 		}
 	}
+	if d, err := p.PredictUncompared(ctx, false); err != nil || d <= 0 || d > 10*time.Second {
+		t.Errorf("predicted without a comparison: %v, %v", d, err)
+	}
 	before := app.acked[0].Load()
 	eventually(t, "the application writes on", func() bool { return app.acked[0].Load() > before })
 	if _, err := p.PredictFreeze(ctx, true); err == nil {

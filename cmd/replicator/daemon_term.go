@@ -164,28 +164,37 @@ func (d *daemon) newTerm(epoch int64, journal journal, paused bool) (*term, erro
 	return t, nil
 }
 
+// movable is a pair of either kind, whose cutover may leave out the comparison under the freeze.
+type movable interface {
+	cutover.Pair
+	PredictUncompared(ctx context.Context, reverse bool) (time.Duration, error)
+}
+
 // checking applies the configured moment of verification to a pair.
-func (t *term) checking(p cutover.Pair) cutover.Pair {
+func (t *term) checking(p movable) cutover.Pair {
 	switch t.d.cfg.Cutover.Verify {
 	case "calm":
-		return calmPair{Pair: p, t: t}
+		return calmPair{uncheckedPair: uncheckedPair{p}, t: t}
 	case "off":
-		return uncheckedPair{Pair: p}
+		return uncheckedPair{p}
 	}
 	return p
 }
 
 // uncheckedPair is switched without comparing.
-type uncheckedPair struct{ cutover.Pair }
+type uncheckedPair struct{ movable }
 
 // Verify finds nothing.
 func (uncheckedPair) Verify(context.Context, bool) (int, error) { return 0, nil }
 
-// Waiting is the pair's own.
-func (p uncheckedPair) Waiting() string { return waitingOf(p.Pair) }
+// PredictFreeze is of a freeze that compares nothing.
+func (p uncheckedPair) PredictFreeze(ctx context.Context, reverse bool) (time.Duration, error) {
+	return p.PredictUncompared(ctx, reverse)
+}
 
-func waitingOf(p cutover.Pair) string {
-	if w, ok := p.(cutover.Waiter); ok {
+// Waiting is the pair's own.
+func (p uncheckedPair) Waiting() string {
+	if w, ok := p.movable.(cutover.Waiter); ok {
 		return w.Waiting()
 	}
 	return ""
@@ -193,13 +202,13 @@ func waitingOf(p cutover.Pair) string {
 
 // calmPair is compared before the freeze, while the application writes, and not in it.
 type calmPair struct {
-	cutover.Pair
+	uncheckedPair
 	t *term
 }
 
 // Prepare compares as well.
 func (p calmPair) Prepare(ctx context.Context, reverse bool) error {
-	if err := p.Pair.Prepare(ctx, reverse); err != nil {
+	if err := p.uncheckedPair.Prepare(ctx, reverse); err != nil {
 		return err
 	}
 	results, err := p.t.Verify(ctx, admin.VerifyRequest{Pair: p.Name()})
@@ -214,12 +223,6 @@ func (p calmPair) Prepare(ctx context.Context, reverse bool) error {
 	}
 	return nil
 }
-
-// Waiting is the pair's own.
-func (p calmPair) Waiting() string { return waitingOf(p.Pair) }
-
-// Verify was done in Prepare.
-func (calmPair) Verify(context.Context, bool) (int, error) { return 0, nil }
 
 func (t *term) isFinished() bool {
 	t.mu.Lock()

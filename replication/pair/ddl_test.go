@@ -176,11 +176,7 @@ func keyColumnAltered(t *testing.T, f *fixture) {
 		}
 		t.Logf("%s: the application could write again after %v", c.change, time.Since(began).Round(100*time.Millisecond))
 		f.problem("schema-drift")
-		var hint string
-		for _, p := range f.pair.Status().Problems {
-			hint += p.Hint
-		}
-		if !strings.Contains(hint, "ALTER TABLE") || strings.Contains(hint, "CONSTRAINT") {
+		if hint := f.hints(); !strings.Contains(hint, "ALTER TABLE") || strings.Contains(hint, "CONSTRAINT") {
 			t.Errorf("the hint isn't the one statement: %s", hint)
 		}
 		pgtest.Exec(t, f.target, c.change)

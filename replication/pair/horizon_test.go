@@ -1,11 +1,8 @@
 package pair
 
 import (
-	"context"
 	"testing"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"replicator/internal/pgtest"
 )
@@ -17,15 +14,7 @@ func horizonIsMeasured(t *testing.T, f *fixture) {
 	pgtest.Exec(t, f.source, smallSchema)
 	f.start(false)
 	f.streaming()
-	ctx := f.ctx()
-	conn, err := pgx.Connect(ctx, f.source)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	if _, err := conn.Exec(ctx, "BEGIN; UPDATE t SET v = 'open' WHERE id = 1"); err != nil {
-		t.Fatal(err)
-	}
+	commit := f.openTransaction()
 	began := time.Now()
 	f.until("sight of the open transaction", 20*time.Second, func(s Status) bool {
 		if f.capture == Logical {
@@ -37,7 +26,7 @@ func horizonIsMeasured(t *testing.T, f *fixture) {
 	if h := f.pair.reading().HorizonSeconds; f.capture == Logical && h != nil {
 		t.Errorf("logical capture has no log to empty, and says %v s", *h)
 	}
-	if _, err := conn.Exec(ctx, "COMMIT"); err != nil {
+	if err := commit(); err != nil {
 		t.Fatal(err)
 	}
 	if f.capture == Trigger {

@@ -18,26 +18,40 @@ import (
 const longestWriter = 15 * time.Second
 
 // PredictFreeze tells how long a freeze that began now would last, by doing what takes time in one, while the application writes:
-// it waits for the transactions that write at the moment, for the stream to carry everything committed, and compares the
-// tables that a freeze would have to. Without a comparison of late, all tables are compared first, as Prepare does; a rollback
-// has no such comparison before it. The round trip that proves the way back is taken to last as long as the one that it measures.
+// what PredictUncompared does, and the comparison of the tables that a freeze would have to compare. Without a comparison of late, all
+// tables are compared first, as Prepare does; a rollback has no such comparison before it.
 func (p *Pair) PredictFreeze(ctx context.Context, reverse bool) (time.Duration, error) {
-	if err := p.awaitReady(ctx); err != nil {
+	if err := p.predictable(ctx, reverse); err != nil {
 		return 0, err
-	}
-	if p.isActive() != reverse {
-		return 0, errors.New("the pair runs in the other direction")
 	}
 	known, err := p.knownEqual(ctx, reverse)
 	if err != nil {
 		return 0, err
 	}
-	if !reverse && !p.o.NoCalmVerify && len(known) == 0 {
+	if !reverse && len(known) == 0 {
 		if report, err := p.VerifyNow(ctx, nil); err != nil {
 			return 0, err
 		} else if report.Mismatches > 0 {
 			return 0, fmt.Errorf("both sides differ in %d rows", report.Mismatches)
 		}
+	}
+	took, err := p.PredictUncompared(ctx, reverse)
+	if err != nil {
+		return 0, err
+	}
+	comparison, err := p.timeComparison(ctx, reverse)
+	if err != nil {
+		return 0, err
+	}
+	return took + comparison, nil
+}
+
+// PredictUncompared is PredictFreeze for a freeze in which nothing is compared: it waits for the transactions that write at the moment
+// and for the stream to carry everything committed. The round trip that proves the way back is taken to last as long as the one that
+// it measures.
+func (p *Pair) PredictUncompared(ctx context.Context, reverse bool) (time.Duration, error) {
+	if err := p.predictable(ctx, reverse); err != nil {
+		return 0, err
 	}
 	writers, err := p.awaitWriters(ctx, reverse)
 	if err != nil {
@@ -47,12 +61,17 @@ func (p *Pair) PredictFreeze(ctx context.Context, reverse bool) (time.Duration, 
 	if err := p.CaughtUp(ctx); err != nil {
 		return 0, err
 	}
-	trip := time.Since(began)
-	comparison, err := p.timeComparison(ctx, reverse)
-	if err != nil {
-		return 0, err
+	return writers + 2*time.Since(began), nil
+}
+
+func (p *Pair) predictable(ctx context.Context, reverse bool) error {
+	if err := p.awaitReady(ctx); err != nil {
+		return err
 	}
-	return writers + 2*trip + comparison, nil
+	if p.isActive() != reverse {
+		return errors.New("the pair runs in the other direction")
+	}
+	return nil
 }
 
 // writersSQL lists the ids of the transactions, prepared ones included, that have written to this database and not ended: each holds a

@@ -1,12 +1,9 @@
 package pair
 
 import (
-	"context"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"replicator/internal/pgtest"
 )
@@ -19,26 +16,22 @@ func predictFreeze(t *testing.T, f *fixture) {
 	f.start(false)
 	f.streaming()
 	ctx := f.ctx()
+	if d, err := f.pair.PredictUncompared(ctx, false); err != nil || d <= 0 || d > 20*time.Second {
+		t.Errorf("a freeze without a comparison: %v, %v", d, err)
+	}
+	if known, err := f.pair.knownEqual(ctx, false); err != nil || len(known) != 0 {
+		t.Errorf("known to be equal without a comparison: %v, %v", known, err)
+	}
 	if d, err := f.pair.PredictFreeze(ctx, false); err != nil || d <= 0 || d > 20*time.Second {
 		t.Fatalf("an idle pair's freeze: %v, %v", d, err)
 	}
 	if known, err := f.pair.knownEqual(ctx, false); err != nil || len(known) != 2 {
 		t.Errorf("known to be equal: %v (%v), want both tables", known, err)
 	}
-	conn, err := pgx.Connect(ctx, f.source)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	if _, err := conn.Exec(ctx, "BEGIN; UPDATE t SET v = 'open' WHERE id = 1"); err != nil {
-		t.Fatal(err)
-	}
+	commit := f.openTransaction()
 	const open = time.Second
 	committed := make(chan error, 1)
-	time.AfterFunc(open, func() {
-		_, err := conn.Exec(ctx, "COMMIT")
-		committed <- err
-	})
+	time.AfterFunc(open, func() { committed <- commit() })
 	d, err := f.pair.PredictFreeze(ctx, false)
 	if err != nil || d < open*9/10 {
 		t.Errorf("with a writer open for %v the freeze would last %v (%v)", open, d, err)

@@ -3,7 +3,6 @@ package pair
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -127,24 +126,6 @@ func (p *player) until(what string, ok func() bool) {
 			p.t.Fatalf("not in time: %s", what)
 		}
 	}
-}
-
-// ask reads one value, in a session that is kept for it.
-func ask[T any](f *fixture, url, sql string, args ...any) (out T) {
-	f.t.Helper()
-	conn := f.asking[url]
-	if conn == nil || conn.IsClosed() {
-		if f.asking == nil {
-			f.asking = map[string]*pgx.Conn{}
-		}
-		conn = pgtest.Connect(f.t, url)
-		f.asking[url] = conn
-	}
-	// Without prepared statements, which would outlive what they name.
-	if err := conn.QueryRow(f.ctx(), sql, slices.Concat([]any{pgx.QueryExecModeExec}, args)...).Scan(&out); err != nil {
-		f.t.Fatal(err)
-	}
-	return out
 }
 
 // waits tells whether a session waits for a lock or for the standby.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -128,6 +129,42 @@ func (f *fixture) until(what string, d time.Duration, ok func(Status) bool) {
 func (f *fixture) streaming() {
 	f.t.Helper()
 	f.until("streaming", time.Minute, func(s Status) bool { return s.Phase == Streaming })
+}
+
+// openTransaction begins a transaction on the source that has written to the small schema's t; commit ends it.
+func (f *fixture) openTransaction() (commit func() error) {
+	f.t.Helper()
+	conn := pgtest.Connect(f.t, f.source)
+	if _, err := conn.Exec(f.ctx(), "BEGIN; UPDATE t SET v = 'open' WHERE id = 1"); err != nil {
+		f.t.Fatal(err)
+	}
+	return func() error { _, err := conn.Exec(context.Background(), "COMMIT"); return err }
+}
+
+// hints are those of all problems.
+func (f *fixture) hints() (all string) {
+	for _, p := range f.pair.Status().Problems {
+		all += p.Hint
+	}
+	return all
+}
+
+// ask reads one value, in a session that is kept for it.
+func ask[T any](f *fixture, url, sql string, args ...any) (out T) {
+	f.t.Helper()
+	conn := f.asking[url]
+	if conn == nil || conn.IsClosed() {
+		if f.asking == nil {
+			f.asking = map[string]*pgx.Conn{}
+		}
+		conn = pgtest.Connect(f.t, url)
+		f.asking[url] = conn
+	}
+	// Without prepared statements, which would outlive what they name.
+	if err := conn.QueryRow(f.ctx(), sql, slices.Concat([]any{pgx.QueryExecModeExec}, args)...).Scan(&out); err != nil {
+		f.t.Fatal(err)
+	}
+	return out
 }
 
 // ctx bounds one call.

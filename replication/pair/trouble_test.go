@@ -48,11 +48,7 @@ func schemaDriftHaltsAndGoesOn(t *testing.T, f *fixture) {
 	f.streaming()
 	pgtest.Exec(t, f.source, "ALTER TABLE t ADD COLUMN added int NOT NULL DEFAULT 7", "INSERT INTO t VALUES (101, 'w', 8); UPDATE other SET v = 'after' WHERE id = 1")
 	f.problem("schema-drift")
-	var hint string
-	for _, p := range f.pair.Status().Problems {
-		hint += p.Hint
-	}
-	if !strings.Contains(hint, "ADD COLUMN") || !strings.Contains(hint, "DEFAULT 7") || !strings.Contains(hint, "NOT NULL") {
+	if hint := f.hints(); !strings.Contains(hint, "ADD COLUMN") || !strings.Contains(hint, "DEFAULT 7") || !strings.Contains(hint, "NOT NULL") {
 		t.Fatalf("the hint doesn't hold the statement: %s", hint)
 	}
 	pgtest.Exec(t, f.target, "ALTER TABLE t ADD COLUMN added int NOT NULL DEFAULT 7")
@@ -157,21 +153,26 @@ func successorGoesOn(t *testing.T, f *fixture) {
 	f.equal()
 }
 
+// depose claims the pair for a successor that doesn't exist.
+func (f *fixture) depose() {
+	f.t.Helper()
+	pool, err := postgres.Pool(f.ctx(), f.target, postgres.Identity{Migration: f.migration}, "test", 1)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer pool.Close()
+	if err := state.Claim(f.ctx(), pool, postgres.Identity{Migration: f.migration, Pair: "main", Epoch: f.epoch + 1}); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
 // A deposed process commits nothing more, even if it doesn't know: its Run ends by itself.
 func TestDeposedProcessEnds(t *testing.T) {
 	f := newFixture(t)
 	pgtest.Exec(t, f.source, smallSchema)
 	f.start(false)
 	f.streaming()
-	pool, err := postgres.Pool(f.ctx(), f.target, postgres.Identity{Migration: f.migration}, "test", 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
-	successor := postgres.Identity{Migration: f.migration, Pair: "main", Epoch: f.epoch + 1}
-	if err := state.Claim(f.ctx(), pool, successor); err != nil {
-		t.Fatal(err)
-	}
+	f.depose()
 	pgtest.Exec(t, f.source, "INSERT INTO t VALUES (2000, 'after the claim')")
 	select {
 	case err := <-f.done:
@@ -182,9 +183,8 @@ func TestDeposedProcessEnds(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("the deposed process goes on")
 	}
-	var n int
-	if err := pool.QueryRow(f.ctx(), "SELECT count(*) FROM public.t WHERE id = 2000").Scan(&n); err != nil || n != 0 {
-		t.Errorf("%d rows were applied after the claim (%v)", n, err)
+	if n := ask[int](f, f.target, "SELECT count(*) FROM public.t WHERE id = 2000"); n != 0 {
+		t.Errorf("%d rows were applied after the claim", n)
 	}
 }
 
@@ -194,14 +194,7 @@ func TestDeposedProcessMovesNoGate(t *testing.T) {
 	pgtest.Exec(t, f.source, smallSchema)
 	f.start(false)
 	f.streaming()
-	pool, err := postgres.Pool(f.ctx(), f.target, postgres.Identity{Migration: f.migration}, "test", 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
-	if err := state.Claim(f.ctx(), pool, postgres.Identity{Migration: f.migration, Pair: "main", Epoch: f.epoch + 1}); err != nil {
-		t.Fatal(err)
-	}
+	f.depose()
 	if err := f.pair.Open(f.ctx(), false); !errors.Is(err, replication.ErrDeposed) {
 		t.Errorf("Open returned %v", err)
 	}
