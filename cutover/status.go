@@ -51,7 +51,7 @@ func (c *Coordinator) Status() Status {
 	return s
 }
 
-// Status returns what the record alone can say at now; a standby shows it of the journal (see StatusOf).
+// Status returns what the record alone can say at now.
 func (r Record) Status(now time.Time) Status {
 	s := Status{Attempt: r.Attempt, Phase: r.Phase, Step: r.Step, Reverse: r.Direction.Reverse(), DryRun: r.DryRun, By: r.By, Active: r.Active,
 		Started: r.Started, Ended: r.Ended, Budget: r.Budget, Deadline: r.Deadline, FreezeSeconds: r.FreezeSeconds, Predicted: r.Predicted,
@@ -63,13 +63,4 @@ func (r Record) Status(now time.Time) Status {
 		s.Code, s.Error, s.Hint = r.Problem.Code, r.Problem.Message, r.Problem.Hint
 	}
 	return s
-}
-
-// StatusOf reads a journal's record (nil if there is none), for a standby that drives nothing.
-func StatusOf(record []byte, now time.Time) (Status, error) {
-	r, err := decode(record)
-	if err != nil {
-		return Status{}, err
-	}
-	return r.Status(now), nil
 }

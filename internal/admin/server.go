@@ -79,7 +79,7 @@ func (s *Server) Listen(ctx context.Context) error {
 	return nil
 }
 
-// AdminAddr and MetricsAddr return the addresses that Listen opened.
+// AdminAddr returns the address of the admin listener that Listen opened.
 func (s *Server) AdminAddr() string { return s.admin.Addr().String() }
 
 // MetricsAddr returns the address of the metrics listener that Listen opened.

@@ -25,7 +25,6 @@ const (
 	CodeDuplicateObject      = "42710"
 	CodeUndefinedColumn      = "42703"
 	CodeInsufficientPriv     = "42501"
-	CodeQueryCanceled        = "57014"
 	CodeSerializationFailure = "40001"
 	CodeDeadlock             = "40P01"
 )

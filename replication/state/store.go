@@ -84,15 +84,6 @@ func StartPosition(ctx context.Context, pool *pgxpool.Pool, id postgres.Identity
 	return nil
 }
 
-// ForgetPosition removes a direction's position.
-func ForgetPosition(ctx context.Context, pool *pgxpool.Pool, id postgres.Identity, direction string) error {
-	_, err := pool.Exec(ctx, `DELETE FROM replicator.position WHERE migration = $1 AND pair = $2 AND direction = $3`, id.Migration, id.Pair, direction)
-	if err != nil {
-		return fmt.Errorf("forget the %s position: %w", direction, err)
-	}
-	return nil
-}
-
 // Beat writes the heartbeat row with a token and waits until its commit is flushed, so that the stream carries a transaction of ours. It
 // returns the write-ahead log flush position after the commit: whatever had committed before Beat was called lies below it. It doesn't wait
 // for standbys, which may be away ("synchronous_commit").
