@@ -89,10 +89,10 @@ func cutoverReached(name string) func(admin.Status) (bool, error) {
 	}
 }
 
-// bounded gives the wait its timeout; expired returns what to say when that is what ended it.
-func (w *waiter) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+// bounded gives the wait its timeout and a grace; expired returns what to say when that is what ended it.
+func (w *waiter) bounded(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
 	if w.timeout > 0 {
-		return context.WithTimeout(ctx, w.timeout)
+		return context.WithTimeout(ctx, w.timeout+grace)
 	}
 	return context.WithCancel(ctx)
 }
@@ -123,7 +123,7 @@ func (w *waiter) steadily(ctx context.Context, f func(ctx context.Context, alive
 
 func (w *waiter) caughtUp(ctx context.Context) error {
 	began := time.Now()
-	ctx, cancel := w.bounded(ctx)
+	ctx, cancel := w.bounded(ctx, time.Second) // the daemon ends the wait in time, and its answer says what is waited for
 	defer cancel()
 	err := w.steadily(ctx, func(ctx context.Context, _ func()) error {
 		left := time.Duration(0)
@@ -149,7 +149,7 @@ func (w *waiter) expired(ctx context.Context, goal string, err error) error {
 
 // until waits for a status of which reached is true. What reached returns as an error ends the command with status 1.
 func (w *waiter) until(ctx context.Context, goal string, reached func(admin.Status) (bool, error)) error {
-	ctx, cancel := w.bounded(ctx)
+	ctx, cancel := w.bounded(ctx, 0)
 	defer cancel()
 	enough := errors.New("reached")
 	var last admin.Status
