@@ -171,6 +171,9 @@ func (p *Pair) Run(ctx context.Context, reverse bool) error {
 		return err
 	}
 	if p.o.Paused {
+		if err := p.keepTrying(ctx, "open", func(ctx context.Context) error { return p.recallPosition(ctx, reverse) }); err != nil {
+			return err
+		}
 		p.showPaused()
 	}
 	close(p.ready)

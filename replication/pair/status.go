@@ -2,12 +2,14 @@ package pair
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"replicator/internal/preflight"
 	"replicator/metrics"
 	"replicator/replication"
 	"replicator/replication/logical"
+	"replicator/replication/state"
 )
 
 // Phase is what a pair is doing, in the words of the status document.
@@ -140,6 +142,7 @@ type lagSamples struct {
 	samples  []lagSample // oldest first; those that are durable on the destination are dropped
 	last     lagSample
 	durable  replication.Position
+	recalled bool // durable is what an earlier process left: how old what came after it is, nobody knows
 	reached  func(p, q replication.Position) (bool, error)
 	offset   time.Duration // origin's clock minus ours
 	retained *int64
@@ -165,7 +168,7 @@ func (g *lagSamples) read(l *link) (bytes *int64, seconds *float64) {
 	var age time.Duration
 	if l != nil {
 		l.mu.Lock()
-		g.durable, g.reached = l.durable, l.source.Reached
+		g.durable, g.reached, g.recalled = l.durable, l.source.Reached, false
 		oldest := l.oldest()
 		l.mu.Unlock()
 		if !oldest.IsZero() {
@@ -186,8 +189,24 @@ func (g *lagSamples) read(l *link) (bytes *int64, seconds *float64) {
 	if g.last.at.IsZero() || g.durable == "" || (now.Sub(g.last.at) > unknownAfter && len(g.samples) == 0) {
 		return nil, nil
 	}
+	if g.recalled {
+		return g.bytes(), nil
+	}
 	s := age.Seconds()
 	return g.bytes(), &s
+}
+
+// recallPosition takes the position that the destination has, for a pair that begins paused: no stream tells it.
+func (p *Pair) recallPosition(ctx context.Context, reverse bool) error {
+	_, destination := p.ends(reverse)
+	position, _, err := state.Position(ctx, destination.pool, p.id, replication.Direction(reverse))
+	if err != nil {
+		return fmt.Errorf("%s: %w", destination.name, err)
+	}
+	p.mu.Lock()
+	p.lag.durable, p.lag.recalled = position, true
+	p.mu.Unlock()
+	return nil
 }
 
 // bytes is the distance of positions that are places in the write-ahead log; nil for others.

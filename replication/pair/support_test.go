@@ -27,6 +27,7 @@ type fixture struct {
 	source, target string
 	super          string // the source's superuser, where a test needs one
 	workers        int
+	paused         bool // the pair begins so
 	migration      string
 	capture        string
 	watch          time.Duration
@@ -83,7 +84,7 @@ func (f *fixture) lead(ctx context.Context) *state.Lead {
 		f.t.Fatal(err)
 	}
 	f.epoch = lead.Epoch
-	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers, WatchEvery: f.watch,
+	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers, Paused: f.paused, WatchEvery: f.watch,
 		Log: slog.New(slog.NewTextHandler(testWriter{f.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))})
 	return lead
 }

@@ -204,3 +204,27 @@ func TestDeposedProcessMovesNoGate(t *testing.T) {
 	f.done <- <-f.done // it ends by itself, deposed
 	f.deposed = true
 }
+
+// A pair that begins paused knows how far behind it is, though not since when.
+func TestPausedFromTheStart(t *testing.T) {
+	f := newFixture(t)
+	f.capture = Logical
+	pgtest.Exec(t, f.source, smallSchema)
+	f.start(false)
+	f.streaming()
+	f.stop()
+	pgtest.Exec(t, f.source, "UPDATE t SET v = 'meanwhile'")
+	f.paused = true
+	f.start(false)
+	f.until("its distance", 20*time.Second, func(s Status) bool { return s.Phase == Stopped && s.LagBytes != nil && *s.LagBytes > 0 })
+	if s := f.pair.Status(); s.LagSeconds != nil {
+		t.Errorf("it says that it is %v s behind, which it can't know", *s.LagSeconds)
+	}
+	if err := f.pair.Resume(f.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	f.streaming()
+	f.caughtUp()
+	f.until("its lag", 20*time.Second, func(s Status) bool { return s.LagSeconds != nil })
+	f.equal()
+}
