@@ -16,13 +16,13 @@ import (
 // pg_attribute only.
 type Storage struct {
 	OID, File uint32
-	// Columns is a digest of the live columns' numbers and versions.
+	// Columns is a digest of the live columns' numbers and versions; "none" where there are none.
 	Columns string
 }
 
 const readStorage = `
 SELECT n.nspname, c.relname, c.oid, c.relfilenode,
-  (SELECT md5(string_agg(a.attnum || ' ' || a.xmin::text, ',' ORDER BY a.attnum)) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+  (SELECT coalesce(md5(string_agg(a.attnum || ' ' || a.xmin::text, ',' ORDER BY a.attnum)), 'none') FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND ` + applicationSchema
 
@@ -35,12 +35,7 @@ func ReadStorage(ctx context.Context, q Querier) (map[replication.TableName]Stor
 	out := map[replication.TableName]Storage{}
 	var name replication.TableName
 	var s Storage
-	var columns *string
-	_, err = pgx.ForEachRow(rows, []any{&name.Schema, &name.Name, &s.OID, &s.File, &columns}, func() error {
-		s.Columns = ""
-		if columns != nil {
-			s.Columns = *columns
-		}
+	_, err = pgx.ForEachRow(rows, []any{&name.Schema, &name.Name, &s.OID, &s.File, &s.Columns}, func() error {
 		out[name] = s
 		return nil
 	})

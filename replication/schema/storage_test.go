@@ -45,6 +45,7 @@ func tellsRewrites(t *testing.T, server *pgtest.Server) {
 		{`TRUNCATE "odd name"`, false},
 		{`BEGIN; ALTER TABLE "odd name" ALTER id TYPE int USING id + 1; TRUNCATE "odd name"; COMMIT`, true},
 		{`BEGIN; DROP TABLE "odd name"; CREATE TABLE "odd name" (id int PRIMARY KEY); COMMIT`, true},
+		{`ALTER TABLE "odd name" DROP id`, false}, // without a column
 	} {
 		before := read()
 		pgtest.Exec(t, url, c.ddl)
