@@ -2,6 +2,7 @@ package redissync
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/url"
 	"syscall"
@@ -317,7 +318,13 @@ func cutEverySecond(m *model, s *storm, _ int, reverse bool) {
 // raiseHeir makes a replica of the side where the application is.
 func (m *model) raiseHeir(reverse bool) {
 	m.t.Helper()
-	heir := redistest.Start(m.t, m.options[origin(reverse)])
+	o := m.options[origin(reverse)]
+	o.Settings = maps.Clone(o.Settings)
+	if o.Settings == nil {
+		o.Settings = map[string]string{}
+	}
+	o.Settings["repl-diskless-load"] = "on-empty-db" // else it waits for a file to be on disk, which takes as long as others write there
+	heir := redistest.Start(m.t, o)
 	c := dialServer(m.t, heir)
 	old := m.source
 	if reverse {
