@@ -15,9 +15,9 @@ import (
 	"replicator/replication/state"
 )
 
-// publish writes the leader's status where standbys find it.
-func (t *term) publish(ctx context.Context, pool *pgxpool.Pool, id postgres.Identity) error {
-	tick := time.NewTicker(time.Second)
+// every calls do whenever d has passed, until ctx ends or do fails, and leaves it out once the migration is finished.
+func (t *term) every(ctx context.Context, d time.Duration, do func() error) error {
+	tick := time.NewTicker(d)
 	defer tick.Stop()
 	for {
 		select {
@@ -28,6 +28,15 @@ func (t *term) publish(ctx context.Context, pool *pgxpool.Pool, id postgres.Iden
 		if t.isFinished() {
 			continue
 		}
+		if err := do(); err != nil {
+			return err
+		}
+	}
+}
+
+// publish writes the leader's status where standbys find it.
+func (t *term) publish(ctx context.Context, pool *pgxpool.Pool, id postgres.Identity) error {
+	return t.every(ctx, time.Second, func() error {
 		document, err := json.Marshal(t.status())
 		if err != nil {
 			return err
@@ -35,7 +44,8 @@ func (t *term) publish(ctx context.Context, pool *pgxpool.Pool, id postgres.Iden
 		if err := state.Publish(ctx, pool, id, string(document)); err != nil {
 			t.log.Debug("publishing the status", "error", err) // the standbys' copy is old then; the lead's own watch tells a real loss
 		}
-	}
+		return nil
+	})
 }
 
 // request is an action that a standby hands on.
@@ -58,21 +68,11 @@ type answer struct {
 
 // answer carries out what standbys hand on.
 func (t *term) answer(ctx context.Context, pool *pgxpool.Pool, id postgres.Identity) error {
-	tick := time.NewTicker(500 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-		if t.isFinished() {
-			continue
-		}
+	return t.every(ctx, 500*time.Millisecond, func() error {
 		requests, err := state.Requests(ctx, pool, id)
 		if err != nil {
 			t.log.Debug("reading the standbys' requests", "error", err)
-			continue
+			return nil
 		}
 		for _, r := range requests {
 			a := t.carryOut(ctx, r.Action, r.Body)
@@ -84,7 +84,8 @@ func (t *term) answer(ctx context.Context, pool *pgxpool.Pool, id postgres.Ident
 				t.log.Debug("answering a standby's request", "error", err)
 			}
 		}
-	}
+		return nil
+	})
 }
 
 func (t *term) carryOut(ctx context.Context, action, body string) answer {
