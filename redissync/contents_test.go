@@ -3,6 +3,7 @@ package redissync
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -83,6 +84,16 @@ func differences(a, b map[keyID]whole) (bad []string, final bool) {
 	}
 	slices.Sort(bad)
 	return bad, final
+}
+
+// lasting counts the keys that don't expire, nor any field of theirs.
+func lasting(all map[keyID]whole) (n int) {
+	for _, w := range all {
+		if w.expires == 0 && !slices.ContainsFunc(slices.Collect(maps.Values(w.fields)), func(at int64) bool { return at > 0 }) {
+			n++
+		}
+	}
+	return n
 }
 
 func clipS(s string) string { return s[:min(len(s), 200)] }
