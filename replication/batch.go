@@ -18,6 +18,9 @@ type Mark struct {
 // together; pieces share one target transaction, which only the piece with Last set commits.
 type Batch struct {
 	Changes []Change
+	// Tables are those that this batch and the pieces after it may touch, as far as their descriptions are new: they can be looked up together,
+	// before the changes are there. May be empty.
+	Tables []*Relation
 	// Marks ends the transactions of the batch, in order; empty on a piece that isn't Last, and on a batch that only moves the position.
 	Marks []Mark
 	// Position is the place after this batch; meaningful only where Last is set.

@@ -176,6 +176,9 @@ func (a *Applier) fits(ctx context.Context, b *replication.Batch) (at int, err e
 			look(r, i)
 		}
 	}
+	for _, r := range b.Tables {
+		look(r, len(b.Changes))
+	}
 	for some := range slices.Chunk(unknown, describedAtOnce) {
 		if failed, err := a.plan(ctx, some); err != nil {
 			return first[failed], err
@@ -186,6 +189,11 @@ func (a *Applier) fits(ctx context.Context, b *replication.Batch) (at int, err e
 
 // planned tells whether fits has nothing to do.
 func (a *Applier) planned(b *replication.Batch) bool {
+	for _, r := range b.Tables {
+		if a.plans[r] == nil {
+			return false
+		}
+	}
 	var last *replication.Relation
 	for i := range b.Changes {
 		if r := b.Changes[i].Relation; r != last {

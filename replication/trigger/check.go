@@ -99,6 +99,7 @@ func (w *window) check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	w.reshaped = reshaped
 	if w.s.o.Drift == nil || (!reshaped && tables == w.catalog && time.Since(w.driftAsked) < w.s.o.DriftEvery) {
 		return nil
 	}

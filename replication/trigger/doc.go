@@ -7,9 +7,9 @@
 //
 // A Source reads by windows, as PgQ does. A window is one REPEATABLE READ transaction with snapshot S: it finds what S sees of the log and the
 // snapshot before, P, did not, joins it to the current rows in S, and hands over the net change as one batch, which takes the destination
-// from exactly what P saw to exactly what S sees. Nothing depends on the order in which transactions took ids or sequence numbers,
-// committed, or fired triggers: whether a key existed in P follows from whether it exists in S and how often it was inserted and
-// deleted in between. So updates and deletes stay as strict as those of logical capture, each must hit its row.
+// from exactly what P saw to exactly what S sees. A large window goes out in pieces that become visible together, each as soon as somebody
+// waits for it. Nothing depends on the order in which transactions took ids or sequence numbers, committed, or fired triggers: whether a
+// key existed in P follows from whether it exists in S and how often it was inserted and deleted in between. So updates and deletes stay as strict as those of logical capture, each must hit its row.
 //
 // A position is P, with what it takes to notice that the server is no longer the one that P belongs to ("commits-lost"): behind each window
 // a commit of our own is counted and flushed, and a server that counts less has lost something.

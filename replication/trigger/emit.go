@@ -38,20 +38,45 @@ func (e *emitter) full() bool {
 
 // add takes a change; build makes it in the current batch's memory.
 func (e *emitter) add(ctx context.Context, build func(*replication.Batch) replication.Change) error {
-	if e.full() {
+	switch n := len(e.batch.Changes); {
+	case e.full():
 		if e.whole {
 			return errTooLarge
 		}
-		piece := e.batch
-		piece.First, piece.Last = !e.sent, false
-		if err := e.send(ctx, piece); err != nil {
+		if err := e.send(ctx, e.piece()); err != nil {
 			return err
 		}
 		e.sent = true
 		e.fresh()
+	case n > 0 && n%e.limits.Early == 0 && !e.whole:
+		e.early()
 	}
 	e.batch.Changes = append(e.batch.Changes, build(e.batch))
 	return nil
+}
+
+// announce tells which tables the window touches. Whoever waits can look them up while their changes are read.
+func (e *emitter) announce(tables []*captured) {
+	for _, t := range tables {
+		e.batch.Tables = append(e.batch.Tables, t.shape.relation)
+	}
+	e.early()
+}
+
+// early hands the current batch over as a piece if its receiver waits for one.
+func (e *emitter) early() {
+	select {
+	case e.out <- e.piece():
+		e.sent = true
+		e.fresh()
+	default: // it is busy, and gets more at once
+	}
+}
+
+// piece is the current batch as one that isn't the last.
+func (e *emitter) piece() *replication.Batch {
+	e.batch.First, e.batch.Last = !e.sent, false
+	return e.batch
 }
 
 func (e *emitter) send(ctx context.Context, b *replication.Batch) error {
@@ -76,9 +101,9 @@ func values(b *replication.Batch, row [][]byte) []replication.Value {
 	return out
 }
 
-// changes reads the tables' windows. A window of one batch is carried out as one set a table. A larger one comes in pieces; there, a
-// table with other unique constraints gives up all its changed rows before it takes the new ones, since a value may pass from one row
-// to another.
+// changes reads the tables' windows. A window of one batch is carried out as one set a table. A larger one comes in pieces, the first of
+// them early, so that the destination works while the source is read. Where a table has other unique constraints a window stays one batch if it can;
+// in pieces, such a table gives up all its changed rows before it takes the new ones, since a value may pass from one row to another.
 func (w *window) changes(ctx context.Context, out chan<- *replication.Batch) error {
 	w.emit = emitter{limits: w.s.o.Limits, out: out}
 	w.emit.fresh()
@@ -87,13 +112,16 @@ func (w *window) changes(ctx context.Context, out chan<- *replication.Batch) err
 	for _, t := range w.dirty {
 		others = others || (t.shape.otherKeys && !w.truncated[t.oid])
 	}
+	if w.reshaped {
+		w.emit.announce(w.dirty)
+	}
 	if others {
 		w.emit.whole = true
 		err := w.pass(ctx, false)
 		if !errors.Is(err, errTooLarge) {
 			return err
 		}
-		w.emit = emitter{limits: w.s.o.Limits, out: out}
+		w.emit.whole = false
 		w.emit.fresh()
 		return w.pass(ctx, true)
 	}

@@ -86,15 +86,15 @@ var order = []string{"insert", "update leaves a TOASTed value", "delete", "inser
 	"odd names", "through the root", "rows move between leaves", "inherited", "referential actions", "row level security", "truncate", "truncate cascade",
 	"truncate the root", "truncate rolled back", "savepoints", "replica role", "rewritten"}
 
-// Every kind of table and change arrives, whether each case is a window of its own, all of them are one, or the window comes in pieces.
+// Every kind of table and change arrives, whether each case is a window of its own, all of them are one, or the window comes in pieces, full or early ones.
 func TestEveryKindArrives(t *testing.T) {
-	for name, limit := range map[string]int{"whole": 0, "pieces": 3} {
+	early := trigger.DefaultLimits
+	early.Early = 2
+	for name, limits := range map[string]trigger.Limits{"whole": {}, "pieces": {Changes: 3, Bytes: 1 << 20}, "early": early} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, kinds)
-			if limit > 0 {
-				f.o.Limits = trigger.Limits{Changes: limit, Bytes: 1 << 20}
-			}
+			f.o.Limits = limits
 			f.begin()
 			f.equal()
 			s := f.start(nil)
@@ -113,9 +113,7 @@ func TestEveryKindArrives(t *testing.T) {
 		t.Run("at once, "+name, func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, kinds)
-			if limit > 0 {
-				f.o.Limits = trigger.Limits{Changes: limit, Bytes: 1 << 20}
-			}
+			f.o.Limits = limits
 			f.begin()
 			for _, name := range order {
 				f.run(name)

@@ -21,10 +21,12 @@ import (
 type Limits struct {
 	Changes int
 	Bytes   int
+	// Early is after how many changes, and again after as many, a piece goes out before it is full if its receiver has nothing else to do.
+	Early int
 }
 
 // DefaultLimits keep two batches in flight below 64 MB.
-var DefaultLimits = Limits{Changes: 20000, Bytes: 16 << 20}
+var DefaultLimits = Limits{Changes: 20000, Bytes: 16 << 20, Early: 2000}
 
 // Querier runs statements in the window's transaction. It fits replication/schema's.
 type Querier interface {
@@ -70,6 +72,9 @@ type Source struct {
 func NewSource(o Options) *Source {
 	if o.Limits.Changes == 0 {
 		o.Limits = DefaultLimits
+	}
+	if o.Limits.Early == 0 {
+		o.Limits.Early = DefaultLimits.Early
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -133,6 +133,7 @@ type window struct {
 
 	state     state
 	dirty     []*captured
+	reshaped  bool // some dirty table's description is new
 	truncated map[uint32]bool
 	emit      emitter
 	moved     bool
