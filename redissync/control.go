@@ -3,7 +3,10 @@ package redissync
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
+	"sync"
 )
 
 // control runs commands that may be repeated on a connection kept for that purpose, once more if the connection had gone, and
@@ -21,7 +24,7 @@ func (p *Pair) control(ctx context.Context, at side, cmds ...command) (value, er
 
 // everywhere is control on every primary, and returns the last reply of each.
 func (p *Pair) everywhere(ctx context.Context, at side, cmds ...command) (out []value, err error) {
-	err = p.withControl(at, func(s *session) error {
+	err = p.withControl(at, "control", func(s *session) error {
 		out = nil
 		return s.everyNode(ctx, func(n *session) error {
 			v, err := repeated(ctx, n, at, cmds)
@@ -34,11 +37,11 @@ func (p *Pair) everywhere(ctx context.Context, at side, cmds ...command) (out []
 
 // onEach calls f with the session of each primary on which control's commands are run.
 func (p *Pair) onEach(ctx context.Context, at side, f func(*session) error) error {
-	return p.withControl(at, func(s *session) error { return s.everyNode(ctx, f) })
+	return p.withControl(at, "control", func(s *session) error { return s.everyNode(ctx, f) })
 }
 
 func (p *Pair) onKey(ctx context.Context, at side, key string, cmds []command) (v value, err error) {
-	err = p.withControl(at, func(s *session) error {
+	err = p.withControl(at, "keys", func(s *session) error {
 		n, err := s.owner(ctx, key)
 		if err != nil {
 			return err
@@ -60,15 +63,37 @@ func (p *Pair) onKey(ctx context.Context, at side, key string, cmds []command) (
 	return v, err
 }
 
-func (p *Pair) withControl(at side, f func(*session) error) error {
+// control is a connection that is kept, and who uses it.
+type control struct {
+	mu      sync.Mutex
+	session *session
+}
+
+// withControl runs f with the connection that is kept for a purpose on a side. Commands on keys have one of their own: a pause holds them up,
+// and must not hold up what ends it.
+func (p *Pair) withControl(at side, purpose string, f func(*session) error) error {
 	p.controlMu.Lock()
-	defer p.controlMu.Unlock()
-	s := p.controls[at.name]
-	if s == nil {
-		s = &session{endpoint: at.endpoint, name: p.o.connectionName("control")}
-		p.controls[at.name] = s
+	c := p.controls[at.name+" "+purpose]
+	if c == nil {
+		c = &control{session: &session{endpoint: at.endpoint, name: p.o.connectionName(purpose)}}
+		p.controls[at.name+" "+purpose] = c
 	}
-	return f(s)
+	p.controlMu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return f(c.session)
+}
+
+// endControls closes the connections that are kept.
+func (p *Pair) endControls() {
+	p.controlMu.Lock()
+	all := slices.Collect(maps.Values(p.controls))
+	p.controlMu.Unlock()
+	for _, c := range all {
+		c.mu.Lock()
+		c.session.close()
+		c.mu.Unlock()
+	}
 }
 
 // repeated runs commands on one server, twice if the first connection had been used before and breaks.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -324,4 +325,39 @@ func TestAFreshProcessTakesAnyStepUp(t *testing.T) {
 		r.caughtUp()
 		r.equal()
 	}
+}
+
+// A process that takes over after a rollback was decided finds the target held for good. Its own writes there wait for the end of that, and
+// don't hold up what ends it.
+func TestAFreshProcessEndsThePauseThatHoldsIt(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, redistest.Options{}, redistest.Options{})
+	everyType(r.a, "0")
+	r.run(false)
+	ctx := r.ctx()
+	r.caughtUp()
+	for _, reverse := range []bool{false, true} {
+		upToArm(t, ctx, r.pair, reverse)
+		switchOver(t, ctx, r.pair, reverse)
+		if !reverse {
+			retire(t, ctx, r.pair, reverse)
+		}
+	}
+	r.stop()
+	r.a = dialServer(t, r.source) // the application's sessions were ended
+	r.a.do("SET", "new", "1")
+	r.o.Epoch++
+	p := r.run(false)
+	eventually(t, "the new process's claim is held", func() bool {
+		clients, err := listClients(ctx, r.b.s)
+		return err == nil && slices.ContainsFunc(clients, func(c clientInfo) bool { return c.cmd == "hsetnx" && strings.Contains(c.flags, "b") })
+	})
+	began := time.Now()
+	retire(t, ctx, p, true)
+	if took := time.Since(began); took > ioTimeout/2 {
+		t.Errorf("the target was held for another %v", took)
+	}
+	r.b = dialServer(t, r.target)
+	r.caughtUp()
+	r.equal()
 }

@@ -47,12 +47,12 @@ type Pair struct {
 	waiting  string // what a step of a cutover waits for
 
 	controlMu sync.Mutex
-	controls  map[string]*session
+	controls  map[string]*control // by side and purpose
 }
 
 // New builds a pair. URLs that can't be read are reported by Run and Check.
 func New(o Options) *Pair {
-	p := &Pair{o: o, log: o.log(), starts: make(chan *flow), verifying: make(chan struct{}, 1), suspicion: make(chan struct{}, 1), changed: make(chan struct{}), problems: map[string]shown{}, controls: map[string]*session{}}
+	p := &Pair{o: o, log: o.log(), starts: make(chan *flow), verifying: make(chan struct{}, 1), suspicion: make(chan struct{}, 1), changed: make(chan struct{}), problems: map[string]shown{}, controls: map[string]*control{}}
 	p.source.name, p.target.name = "source", "target"
 	var err1, err2 error
 	p.source.endpoint, err1 = parseEndpoint(o.SourceURL, o.SourceTLS)
@@ -144,11 +144,7 @@ func (p *Pair) stopped() {
 	p.wake()
 	p.mu.Unlock()
 	p.ended.Store(true)
-	p.controlMu.Lock()
-	defer p.controlMu.Unlock()
-	for _, s := range p.controls {
-		s.close()
-	}
+	p.endControls()
 }
 
 // current waits for Run and returns the flow that copies.
