@@ -105,11 +105,12 @@ func readRedis(ctx context.Context, url string, db int) (values map[string]redis
 			return nil, err
 		}
 		for i, key := range batch {
-			if types[i].Val() == "none" {
-				continue
+			life := lives[i].Val()
+			if types[i].Val() == "none" || life == -2 {
+				continue // it may have gone between the two
 			}
 			v := redisValue{text: types[i].Val() + " " + reads[i](), slack: slack}
-			if life := lives[i].Val(); life > 0 {
+			if life != -1 { // a key in its last millisecond has none left
 				v.expires = now.Add(life)
 			}
 			values[key] = v

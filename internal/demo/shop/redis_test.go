@@ -2,6 +2,7 @@ package shop
 
 import (
 	"context"
+	"strconv"
 	"testing"
 	"time"
 
@@ -187,5 +188,36 @@ func TestCompareRedis(t *testing.T) {
 		if mended, err := Compare(ctx, a, b); err != nil || len(mended) != len(before) {
 			t.Errorf("%s on both sides: %v %v", name, mended, err)
 		}
+	}
+}
+
+// A key that is just about to expire isn't taken for one that never does.
+func TestReadRedisWhileKeysExpire(t *testing.T) {
+	at := Endpoint{RedisURL: redistest.Start(t, redistest.Options{}).URL()}
+	options, err := redis.ParseURL(at.RedisURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := redis.NewClient(options)
+	defer c.Close()
+	const keys = 2000
+	p := c.Pipeline()
+	for i := range keys {
+		p.Set(t.Context(), strconv.Itoa(i), "v", 100*time.Millisecond+time.Duration(i)*time.Second/2/keys)
+	}
+	if _, err := p.Exec(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for left := 1; left > 0; {
+		values, err := readRedis(t.Context(), at.RedisURL, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for key, v := range values {
+			if v.expires.IsZero() {
+				t.Fatalf("key %s never expires", key)
+			}
+		}
+		left = len(values)
 	}
 }
