@@ -15,6 +15,7 @@ import (
 
 // databases remembers the roles made for each database, which can only be dropped after it.
 type databases struct {
+	parameter sync.Once // a grant that outlives all roles is made
 	sync.Mutex
 	roles map[string][]string
 }

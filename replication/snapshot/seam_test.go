@@ -135,11 +135,14 @@ func (w *world) read(src replication.Source, from, to replication.Position, toke
 				}
 				continue
 			}
+			if !b.Last {
+				continue // a piece has no position
+			}
 			reached, err := src.Reached(b.Position, to)
 			if err != nil {
 				w.t.Fatal(err)
 			}
-			if b.Last && reached {
+			if reached {
 				return b.Position
 			}
 		}
