@@ -35,18 +35,18 @@ demo: ## run the demo: a live shop moved from one pair of servers to another (AR
 test: ## run every test on real servers with the race detector, at most 12 minutes
 	@scripts/install-tools pg redis versions redisversions sidekiq prometheus gotestsum
 	@timeout --kill-after=30s 12m $(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg -- \
-		-race -count 1 -p $(PARALLEL) -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(PACKAGES)
+		-race -count 1 -p $(PARALLEL) -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(value RUN)') $(PACKAGES)
 
 .PHONY: soak
 soak: ## run the long tests in full: every seed, every version pair (hours)
 	@scripts/install-tools pg redis versions redisversions sidekiq prometheus gotestsum
 	@REPLICATOR_SOAK=1 $(TOOLS)/gotestsum --format standard-verbose -- \
-		-p 1 -count 1 -timeout $(SOAK_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(PACKAGES)
+		-p 1 -count 1 -timeout $(SOAK_TIMEOUT) $(if $(RUN),-run '$(value RUN)') $(PACKAGES)
 
 .PHONY: bench
 bench: ## measure against native replication and plain loops on real servers (REPLICATOR_BENCH_SCALE=1 REPLICATOR_BENCH_ROUNDS=5 for the full sizes; needs an idle machine; RUN=Capture: trigger capture against Bucardo; RUN=Redis)
 	@scripts/install-tools $(if $(findstring Redis,$(RUN)),redis,pg $(if $(RUN),$(if $(findstring Capture,$(RUN)),bucardo) $(if $(findstring Copy,$(RUN)),pgcopydb),redis bucardo pgcopydb))
-	@go test -run '^$$' -bench '$(or $(RUN),.)' -benchtime 1x -timeout 5h $(if $(findstring Redis,$(RUN)),,./internal/bench) $(if $(RUN),$(if $(findstring Redis,$(RUN)),./redissync),./redissync)
+	@go test -run '^$$' -bench '$(or $(value RUN),.)' -benchtime 1x -timeout 5h $(if $(findstring Redis,$(RUN)),,./internal/bench) $(if $(RUN),$(if $(findstring Redis,$(RUN)),./redissync),./redissync)
 
 .PHONY: lint
 lint: ## check formatting, go vet, the linters and the import arrows

@@ -151,6 +151,22 @@ func (r *rival) settle() {
 	r.stop()
 }
 
+// warm runs TPC-B with the rival following: what it adapts to the load is adapted, and the first writes to a page after a checkpoint, which cost
+// most, are done.
+func (r *rival) warm(seconds int) {
+	r.b.Helper()
+	load := fmt.Sprintf("--time=%d", max(seconds, 6))
+	if r.reads == "" { // nobody follows
+		r.tpcb(asynchronous, load)
+		return
+	}
+	r.start()
+	r.tpcb(asynchronous, load)
+	r.mark()
+	r.await()
+	r.stop()
+}
+
 const logSizeSQL = `SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND `
 
 // logSize is the size of the change log, indexes included, in bytes.

@@ -72,10 +72,7 @@ func BenchmarkCaptureCost(b *testing.B) {
 	plain, ours, theirs := d.rival("nothing"), d.triggers("replicator"), d.bucardo("bucardo")
 	seconds := int(number(b, "REPLICATOR_BENCH_SECONDS", float64(max(scaled(b, 10), 3))))
 	for _, r := range []*rival{plain, ours, theirs} {
-		r.tpcb(asynchronous, fmt.Sprintf("--time=%d", seconds)) // the first writes to a page after a checkpoint cost most
-		if r.logged != "" {
-			r.settle()
-		}
+		r.warm(seconds)
 	}
 	for _, how := range []manner{simple, prepared, asynchronous} {
 		b.Run(how.name, func(b *testing.B) {
@@ -160,7 +157,11 @@ func BenchmarkCaptureDrain(b *testing.B) {
 	b.Run("TPC-B", func(b *testing.B) {
 		d := newBed(b)
 		n := max(scaled(b, 50000)/8*8, 800)
-		compare(d, []*rival{d.triggers("replicator"), d.subscription("native"), d.bucardo("bucardo")}, fmt.Sprintf("%d TPC-B transactions, scale %d", n, d.size), n, "transactions", 4,
+		rivals := []*rival{d.triggers("replicator"), d.subscription("native"), d.bucardo("bucardo")}
+		for _, r := range rivals {
+			r.warm(0)
+		}
+		compare(d, rivals, fmt.Sprintf("%d TPC-B transactions, scale %d", n, d.size), n, "transactions", 4,
 			func(r *rival, _ int) { r.tpcb(asynchronous, fmt.Sprintf("--transactions=%d", n/8)) })
 	})
 	b.Run("updates", func(b *testing.B) {

@@ -132,7 +132,9 @@ type look struct {
 }
 
 // refresh looks at all of the steps' tables at once, unless that was just done.
-func (l *look) refresh(ctx context.Context, pool *pgxpool.Pool, steps []LockedStep, mode LockMode) error {
+func (l *look) refresh(ctx context.Context, q interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}, steps []LockedStep, mode LockMode) error {
 	if time.Since(l.at) < oldEnough/2 {
 		return nil
 	}
@@ -141,7 +143,7 @@ func (l *look) refresh(ctx context.Context, pool *pgxpool.Pool, steps []LockedSt
 		oids[i] = s.OID
 	}
 	at := time.Now()
-	rows, err := pool.Query(ctx, inTheWaySQL, oids, conflicting[mode])
+	rows, err := q.Query(ctx, inTheWaySQL, oids, conflicting[mode])
 	if err != nil {
 		return fmt.Errorf("read pg_locks: %w", err)
 	}
@@ -157,29 +159,52 @@ func (l *look) refresh(ctx context.Context, pool *pgxpool.Pool, steps []LockedSt
 	return nil
 }
 
-// step looks before it queues: behind a transaction that has been open for long, even a short wait, repeated, would only hurt.
+// Once tries a step a single time over conn, as calmly as Run does at first. The error is ErrBusy, or transient, if the table is busy.
+func Once(ctx context.Context, conn *pgx.Conn, s LockedStep, mode LockMode) error {
+	var look look
+	if err := look.refresh(ctx, conn, []LockedStep{s}, mode); err != nil {
+		return err
+	}
+	wait, err := waitFor(look.found[s.OID], 1)
+	if err != nil {
+		return err
+	}
+	return s.run(ctx, conn, wait)
+}
+
 func (c Calm) step(ctx context.Context, s LockedStep, found []inTheWay, round int) error {
-	wait := shortWait
-	if i := slices.IndexFunc(found, func(w inTheWay) bool { return w.wraparound }); i >= 0 {
-		return fmt.Errorf("%w by a vacuum that must not be disturbed (%s)", ErrBusy, found[i].who)
+	wait, err := waitFor(found, round)
+	if err != nil {
+		return err
 	}
-	maintenance := len(found) > 0 && !slices.ContainsFunc(found, func(w inTheWay) bool { return !w.maintenance })
-	switch {
-	case maintenance && round > 3:
-		wait = longWait
-	case round > patience && (len(found) == 0 || found[0].age < stuck.Seconds()):
-		wait = min(shortWait<<min(round-patience, 8), maxWait)
-	case len(found) > 0 && found[0].age > oldEnough.Seconds():
-		return fmt.Errorf("%w by %s, open for %v", ErrBusy, found[0].who, time.Duration(found[0].age*float64(time.Second)).Round(time.Millisecond))
-	}
-	statements := append([]string{"BEGIN ISOLATION LEVEL READ COMMITTED", fmt.Sprintf(boundWaitSQL, wait.Milliseconds())}, s.Statements...)
-	err := c.Pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
-		return Several(ctx, conn.Conn(), append(statements, "COMMIT")...)
-	})
+	err = c.Pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return s.run(ctx, conn.Conn(), wait) })
 	if Code(err) == CodeUndefinedTable {
 		return nil
 	}
 	return err
+}
+
+// waitFor looks before anybody queues: behind a transaction that has been open for long, even a short wait, repeated, would only hurt.
+func waitFor(found []inTheWay, round int) (time.Duration, error) {
+	if i := slices.IndexFunc(found, func(w inTheWay) bool { return w.wraparound }); i >= 0 {
+		return 0, fmt.Errorf("%w by a vacuum that must not be disturbed (%s)", ErrBusy, found[i].who)
+	}
+	maintenance := len(found) > 0 && !slices.ContainsFunc(found, func(w inTheWay) bool { return !w.maintenance })
+	switch {
+	case maintenance && round > 3:
+		return longWait, nil
+	case round > patience && (len(found) == 0 || found[0].age < stuck.Seconds()):
+		return min(shortWait<<min(round-patience, 8), maxWait), nil
+	case len(found) > 0 && found[0].age > oldEnough.Seconds():
+		return 0, fmt.Errorf("%w by %s, open for %v", ErrBusy, found[0].who, time.Duration(found[0].age*float64(time.Second)).Round(time.Millisecond))
+	}
+	return shortWait, nil
+}
+
+// run carries the step out in one round trip.
+func (s LockedStep) run(ctx context.Context, conn *pgx.Conn, wait time.Duration) error {
+	statements := append([]string{"BEGIN ISOLATION LEVEL READ COMMITTED", fmt.Sprintf(boundWaitSQL, wait.Milliseconds())}, s.Statements...)
+	return Several(ctx, conn, append(statements, "COMMIT")...)
 }
 
 // boundWaitSQL: of a long wait no more than deadlock_timeout and a little is used, the moment at which autovacuum is cancelled.

@@ -254,6 +254,7 @@ func attack(t *testing.T, seed uint64, length time.Duration, writers int) {
 		f.o.Limits = trigger.Limits{Changes: 50, Bytes: 64 << 10}
 	}
 	f.o.Limits.Early = 1 + r.IntN(60)
+	f.o.Scanning = trigger.Scanning{Bytes: 8 << 10 << r.IntN(4), Updates: 1, Tables: 1 + r.IntN(4)}
 	f.install()
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

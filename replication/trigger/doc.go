@@ -18,6 +18,8 @@
 // SHARE, and read again under a new snapshot where the file in the catalog isn't the current one); triggers that were disabled. Rows that ALTER
 // TABLE computes anew fire no trigger: finding them is left to the pair (schema.Storage).
 //
+// Small tables that are updated much are not logged by row: their updates are found by reading them whole (scan.go, ADR 13).
+//
 // A log table that has grown is left for the other one by replacing the function, and truncated once nobody who could have written to it
 // is left and the destination has all of it. No VACUUM is needed, writers never wait, and an old transaction only holds back the tables
 // that it wrote to itself.

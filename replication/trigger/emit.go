@@ -140,7 +140,7 @@ func (w *window) pass(ctx context.Context, apart bool) error {
 	var queries []query
 	for _, t := range w.dirty {
 		if apart && t.shape.otherKeys && !w.truncated[t.oid] && len(t.log.Key) > 0 {
-			queries = append(queries, query{t.shape.statements.gone, bounds(w.previous(t)), func(row [][]byte) error { return w.keyed(ctx, t, row, goes) }})
+			queries = append(queries, query{t.shape.statements.gone, w.args(t), func(row [][]byte) error { return w.keyed(ctx, t, row, goes) }})
 		}
 	}
 	for _, t := range w.dirty {
@@ -153,13 +153,13 @@ func (w *window) pass(ctx context.Context, apart bool) error {
 				})
 			}}, query{sql: "SET LOCAL enable_seqscan = off"})
 		case len(t.log.Key) == 0:
-			queries = append(queries, query{t.shape.statements.net + limit, bounds(w.previous(t)), func(row [][]byte) error { return w.keyless(ctx, t, row) }})
+			queries = append(queries, query{t.shape.statements.net + limit, w.args(t), func(row [][]byte) error { return w.keyless(ctx, t, row) }})
 		default:
 			part := both
 			if apart && t.shape.otherKeys {
 				part = comes
 			}
-			queries = append(queries, query{t.shape.statements.net + limit, bounds(w.previous(t)), func(row [][]byte) error { return w.keyed(ctx, t, row, part) }})
+			queries = append(queries, query{t.shape.statements.net + limit, w.args(t), func(row [][]byte) error { return w.keyed(ctx, t, row, part) }})
 		}
 	}
 	if w.emit.whole {
@@ -316,6 +316,7 @@ func (w *window) end(ctx context.Context) error {
 		return retry.Stop(err)
 	}
 	w.at, w.since, w.beat, w.lookedAt, w.moved = next, next.seen, w.state.beat, w.state.at, true
+	w.settle()
 	if w.seams {
 		for _, t := range w.order {
 			t.seam = nil

@@ -41,6 +41,8 @@ type described struct {
 	Slot int `json:"slot"`
 	// Form is how the log is laid out; a table without key has but one.
 	Form int `json:"form,omitempty"`
+	// Scanned says that updates which leave the key alone may not be logged: they are found by reading the table (scan.go).
+	Scanned bool `json:"scanned,omitempty"`
 }
 
 // The forms of a log by key. In bothKeys a row holds the key before and the key after, of which an insert has no former and a delete no latter:

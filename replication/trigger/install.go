@@ -94,7 +94,7 @@ func Convert(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, tables [
 		if !ok || have.Form == d.Form || !have.logsSame(d) {
 			continue
 		}
-		d.Slot = have.Slot
+		d.Slot, d.Scanned = have.Slot, have.Scanned
 		sql, err := f.convert(t, d)
 		if err != nil {
 			return fmt.Errorf("convert the change log: %w", err)
@@ -153,6 +153,7 @@ type existing struct {
 	owned, forced, schemaOK bool
 	src                     string
 	row, truncate           string // tgenabled of the two triggers, empty if missing
+	narrow                  bool   // the row trigger leaves updates out that don't name the key
 	columns                 map[string]column
 }
 
@@ -183,6 +184,7 @@ SELECT c.oid, pg_has_role(c.relowner, 'USAGE'),
          AND p.pronamespace = to_regnamespace('replicator') AND p.proname = 'capture_' || c.oid AND t.tgtype = 29 AND t.tgqual IS NULL), ''),
        coalesce((SELECT t.tgenabled::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = c.oid AND t.tgname = 'replicator_capture_truncate'
          AND p.pronamespace = to_regnamespace('replicator') AND p.proname = 'capture_truncate' AND t.tgtype = 32), ''),
+       EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'replicator_capture' AND t.tgattr <> ''),
        x.names, x.types, x.builtin, x.collations, x.operators
 FROM pg_class c CROSS JOIN LATERAL (
   SELECT array_agg(a.attname::text ORDER BY a.attnum) AS names,
@@ -215,7 +217,7 @@ func look(ctx context.Context, q querier, tables []replication.Table) (map[uint3
 		var e existing
 		var names, types, collations, operators []string
 		var builtin []bool
-		if err := rows.Scan(&e.oid, &e.owned, &e.forced, &e.schemaOK, &e.src, &e.row, &e.truncate, &names, &types, &builtin, &collations, &operators); err != nil {
+		if err := rows.Scan(&e.oid, &e.owned, &e.forced, &e.schemaOK, &e.src, &e.row, &e.truncate, &e.narrow, &names, &types, &builtin, &collations, &operators); err != nil {
 			return nil, fmt.Errorf("read the tables' catalog: %w", err)
 		}
 		e.columns = map[string]column{}
@@ -268,13 +270,13 @@ func missing(ctx context.Context, q querier, tables []replication.Table) (steps 
 		}
 		d := f.describe(t)
 		have, ok := parseDescription(f.src)
-		intact := ok && have.logsSame(d) && f.row == "A" && f.truncate == "A"
+		intact := ok && have.logsSame(d) && f.row == "A" && f.truncate == "A" && (have.Scanned || !f.narrow)
 		if intact && have.Form == d.Form {
 			continue
 		}
 		statements := f.statements
 		if intact {
-			d.Slot = have.Slot
+			d.Slot, d.Scanned = have.Slot, have.Scanned
 			statements = f.convert
 		}
 		sql, err := statements(t, d)
@@ -305,8 +307,11 @@ func (f existing) statements(t replication.Table, d described) ([]string, error)
 	}
 	out = append(out, function, "REVOKE ALL ON FUNCTION "+functionName(t.OID)+"() FROM PUBLIC",
 		"DO "+replication.QuoteLiteral(fmt.Sprintf("BEGIN EXECUTE pg_catalog.format('COMMENT ON FUNCTION %s() IS %%L', '%s' || pg_catalog.pg_current_xact_id()); END", functionName(t.OID), madeMark)))
-	if f.row == "" {
-		out = append(out, "CREATE TRIGGER "+rowTrigger+" AFTER INSERT OR UPDATE OR DELETE ON "+table+" FOR EACH ROW EXECUTE FUNCTION "+functionName(t.OID)+"()")
+	switch {
+	case f.row == "":
+		out = append(out, "CREATE TRIGGER "+d.rowTrigger(t.OID, table, false))
+	case f.narrow:
+		out = append(out, "CREATE OR REPLACE TRIGGER "+d.rowTrigger(t.OID, table, false))
 	}
 	if f.truncate == "" {
 		out = append(out, "CREATE TRIGGER "+truncateTrigger+" AFTER TRUNCATE ON "+table+" FOR EACH STATEMENT EXECUTE FUNCTION replicator.capture_truncate()")

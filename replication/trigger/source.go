@@ -58,6 +58,7 @@ type Options struct {
 	RotateBytes int64
 	// UpkeepEvery is how often the log is looked at for that; 2 s if zero.
 	UpkeepEvery time.Duration
+	Scanning    Scanning
 }
 
 // Source streams from the change log. It implements replication.Source.
@@ -91,6 +92,7 @@ func NewSource(o Options) *Source {
 	if o.UpkeepEvery == 0 {
 		o.UpkeepEvery = 2 * time.Second
 	}
+	o.Scanning = o.Scanning.orDefault()
 	if o.DriftEvery == 0 {
 		o.DriftEvery = 5 * time.Second
 	}

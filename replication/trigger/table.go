@@ -20,8 +20,10 @@ type captured struct {
 	seam *replication.Snapshot
 	// shape is the table as the last window that had changes of it found it; nil before.
 	shape *shape
-	// slotBytes are the sizes of the log tables at the last upkeep.
+	// slotBytes are the sizes of the log tables at the last upkeep, bytes the table's own.
 	slotBytes [slots]int64
+	bytes     int64
+	scan      scan
 }
 
 // shape is a table's description as of a snapshot.
@@ -129,7 +131,8 @@ func altered(name replication.TableName, what string) error {
 		Hint: fmt.Sprintf("its change log must be made anew: make both sides alike, then run `replicator resync` with --table %s", name)})
 }
 
-// statements read a table's window. $1 and $2 are xmax and xip of the snapshot before it.
+// statements read a table's window. $1 and $2 are xmax and xip of the snapshot before it, for a table that is scanned $3 its xmin and $4 what
+// scan.known holds.
 type statements struct {
 	// net gives a row for every key that was touched: the count of inserts minus deletes, whether a delete was among them, whether
 	// the row is there now, the key, the row. For a table without key: the net number, and the row.
@@ -225,8 +228,12 @@ func makeStatements(t *captured, s *shape, byName map[string]int) statements {
 		join = append(join, "t."+replication.QuoteIdent(c.Name)+" "+c.operatorName()+" w."+k)
 	}
 	list := strings.Join(keys, ", ")
+	touched := t.log.touched(t.oid)
+	if t.log.Scanned {
+		touched += " UNION ALL " + t.log.updated(table)
+	}
 	head := "WITH " + ended + ", w AS MATERIALIZED (SELECT " + list + ", sum(n)::int AS n, bool_or(d) AS d FROM (" +
-		t.log.touched(t.oid) + ") l GROUP BY " + list + " ORDER BY " + list + ") SELECT w.n, w.d, t.ctid IS NOT NULL, w." + strings.Join(keys, ", w.")
+		touched + ") l GROUP BY " + list + " ORDER BY " + list + ") SELECT w.n, w.d, t.ctid IS NOT NULL, w." + strings.Join(keys, ", w.")
 	tail := " FROM w LEFT JOIN ONLY " + table + " t ON " + strings.Join(join, " AND ") + version
 	out.gone = head + tail
 	out.net = head + ", " + strings.Join(row, ", ") + tail
@@ -249,7 +256,7 @@ func probe(tables []*captured) string {
 }
 
 const capturedSQL = `
-SELECT c.oid, n.nspname, c.relname, p.prosrc
+SELECT c.oid, n.nspname, c.relname, p.prosrc, EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = 'replicator_capture' AND g.tgattr <> '')
 FROM unnest($1::text[], $2::text[]) x(s, t)
 JOIN pg_namespace n ON n.nspname = x.s JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = x.t
 JOIN pg_proc p ON p.pronamespace = 'replicator'::regnamespace AND p.proname = 'capture_' || c.oid AND p.pronargs = 0
@@ -270,9 +277,9 @@ func readCaptured(ctx context.Context, q querier, names []replication.TableName)
 	defer rows.Close()
 	var out []*captured
 	for rows.Next() {
-		t := &captured{}
+		t := &captured{scan: scan{updates: -1}}
 		var src string
-		if err := rows.Scan(&t.oid, &t.name.Schema, &t.name.Name, &src); err != nil {
+		if err := rows.Scan(&t.oid, &t.name.Schema, &t.name.Name, &src, &t.scan.narrow); err != nil {
 			return nil, fmt.Errorf("find the change log: %w", err)
 		}
 		var ok bool

@@ -14,7 +14,8 @@ import (
 )
 
 const slotSizesSQL = `
-SELECT x.oid, pg_relation_size(to_regclass('replicator.capture_' || x.oid || '_0')), pg_relation_size(to_regclass('replicator.capture_' || x.oid || '_1'))
+SELECT x.oid, pg_relation_size(to_regclass('replicator.capture_' || x.oid || '_0')), pg_relation_size(to_regclass('replicator.capture_' || x.oid || '_1')),
+       coalesce(pg_relation_size(x.oid), 0), coalesce(pg_stat_get_tuples_updated(x.oid), 0)
 FROM unnest($1::oid[]) x(oid)`
 
 // upkeep keeps the log small, between two windows: a log table that has grown is left to itself while writing goes on in the other one, and is
@@ -35,10 +36,12 @@ func (r *reader) upkeep(ctx context.Context) error {
 	for rows.Next() {
 		var oid uint32
 		var sizes [slots]*int64
-		if err := rows.Scan(&oid, &sizes[0], &sizes[1]); err != nil {
+		var updates int64
+		if err := rows.Scan(&oid, &sizes[0], &sizes[1], &r.tables[oid].bytes, &updates); err != nil {
 			rows.Close()
 			return fmt.Errorf("measure the change log: %w", err)
 		}
+		r.tables[oid].heat(updates, r.s.o.Scanning)
 		for i, n := range sizes {
 			r.tables[oid].slotBytes[i] = 0
 			if n != nil {
@@ -64,6 +67,9 @@ func (r *reader) upkeep(ctx context.Context) error {
 				return err
 			}
 		}
+	}
+	if err := r.rescan(ctx); err != nil {
+		return err
 	}
 	return r.prune(ctx, acked.seen)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"replicator/internal/postgres"
+	"replicator/internal/preflight"
 	"replicator/internal/retry"
 	"replicator/replication"
 )
@@ -112,6 +113,8 @@ func (r *reader) window(ctx context.Context, out chan<- *replication.Batch, requ
 			return retry.Stop(err)
 		case errors.Is(err, errRewritten):
 			return err
+		case postgres.Code(err) == postgres.CodeUndefinedTable && !errors.As(err, new(*preflight.Hinted)):
+			return retry.Stop(w.missing(ctx, err))
 		case postgres.Code(err) == postgres.CodeLockNotAvailable:
 			r.s.o.Waiting("the change log's next window waits for a lock: " + w.holders(ctx))
 			waiting = true
@@ -305,8 +308,14 @@ func (w *window) read(ctx context.Context, out chan<- *replication.Batch) error 
 			truncations = append(truncations, [2]uint64{oid, xid})
 			return errors.Join(e1, e2)
 		}})
-	if err := w.ask(ctx, append(queries, w.probes(func(oid uint32) { changed[oid] = true })...)); err != nil {
+	queries = append(queries, w.probes(func(oid uint32) { changed[oid] = true })...)
+	if err := w.ask(ctx, append(queries, w.scans()...)); err != nil {
 		return err
+	}
+	for _, t := range w.order {
+		if t.scan.news() {
+			changed[t.oid] = true
+		}
 	}
 	for _, x := range truncations {
 		if t := w.tables[uint32(x[0])]; t != nil && !w.previous(t).Sees(x[1]) {
@@ -322,6 +331,7 @@ func (w *window) read(ctx context.Context, out chan<- *replication.Batch) error 
 	awaited := w.nudged && !covers(w.at.seen, w.state.snapshot)
 	if len(w.dirty) == 0 && w.state.beat == w.beat && w.request == nil && !w.seams && !awaited {
 		w.lookedAt, w.since = w.state.at, w.state.snapshot
+		w.settle()
 		_, err := w.conn.Exec(ctx, "ROLLBACK")
 		return err
 	}
