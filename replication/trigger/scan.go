@@ -153,8 +153,9 @@ func (s Scanning) orDefault() Scanning {
 	return d
 }
 
-// heat takes in how many of the table's rows have been updated by now.
-func (t *captured) heat(updates int64, o Scanning) {
+// heat takes in how large the table is and how many of its rows have been updated by now.
+func (t *captured) heat(bytes, updates int64, o Scanning) {
+	t.bytes = bytes
 	t.scan.hot = t.scan.updates >= 0 && updates-t.scan.updates >= o.Updates && t.bytes <= o.Bytes && len(t.log.Key) > 0 && t.seam == nil && !t.log.Scanned
 	t.scan.updates = updates
 }

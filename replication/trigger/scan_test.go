@@ -33,7 +33,7 @@ func scanned(t *testing.T, f *fixture) *stream {
 func (f *fixture) trigger(table string) (columns int, described bool) {
 	f.t.Helper()
 	if err := f.pool.QueryRow(f.ctx(), `SELECT cardinality(t.tgattr::int2[]), p.prosrc ~ '"scanned":true' FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
-		WHERE t.tgname = 'replicator_capture' AND t.tgenabled = 'A' AND t.tgrelid = $1::text::regclass`, table).Scan(&columns, &described); err != nil {
+		WHERE t.tgname = 'replicator_capture' AND t.tgenabled = 'A' AND t.tgrelid = ('public.' || $1::text)::regclass`, table).Scan(&columns, &described); err != nil {
 		f.t.Fatal(err)
 	}
 	return columns, described
@@ -53,7 +53,7 @@ func (f *fixture) heat() {
 func (f *fixture) logged(table string) (n int) {
 	f.t.Helper()
 	var oid uint32
-	if err := f.pool.QueryRow(f.ctx(), `SELECT $1::text::regclass::oid`, table).Scan(&oid); err != nil {
+	if err := f.pool.QueryRow(f.ctx(), `SELECT ('public.' || $1::text)::regclass::oid`, table).Scan(&oid); err != nil {
 		f.t.Fatal(err)
 	}
 	if err := f.pool.QueryRow(f.ctx(), fmt.Sprintf(`SELECT (SELECT count(*) FROM replicator.capture_%d_0) + (SELECT count(*) FROM replicator.capture_%d_1)`, oid, oid)).Scan(&n); err != nil {
@@ -176,7 +176,7 @@ func TestScanAmongOpenTransactions(t *testing.T) {
 func (f *fixture) same(t *testing.T, where string) {
 	t.Helper()
 	var a, b string
-	sql := "SELECT coalesce(string_agg(x::text, ' ' ORDER BY id), '') FROM hot x " + where
+	sql := "SELECT coalesce(string_agg(x::text, ' ' ORDER BY id), '') FROM public.hot x " + where
 	if err := f.pool.QueryRow(context.Background(), sql).Scan(&a); err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,7 @@ func TestScanEnds(t *testing.T) {
 
 func (f *fixture) function(table string) (name string) {
 	f.t.Helper()
-	if err := f.pool.QueryRow(f.ctx(), `SELECT 'replicator.capture_' || $1::text::regclass::oid`, table).Scan(&name); err != nil {
+	if err := f.pool.QueryRow(f.ctx(), `SELECT 'replicator.capture_' || ('public.' || $1::text)::regclass::oid`, table).Scan(&name); err != nil {
 		f.t.Fatal(err)
 	}
 	return name

@@ -36,12 +36,12 @@ func (r *reader) upkeep(ctx context.Context) error {
 	for rows.Next() {
 		var oid uint32
 		var sizes [slots]*int64
-		var updates int64
-		if err := rows.Scan(&oid, &sizes[0], &sizes[1], &r.tables[oid].bytes, &updates); err != nil {
+		var bytes, updates int64
+		if err := rows.Scan(&oid, &sizes[0], &sizes[1], &bytes, &updates); err != nil {
 			rows.Close()
 			return fmt.Errorf("measure the change log: %w", err)
 		}
-		r.tables[oid].heat(updates, r.s.o.Scanning)
+		r.tables[oid].heat(bytes, updates, r.s.o.Scanning)
 		for i, n := range sizes {
 			r.tables[oid].slotBytes[i] = 0
 			if n != nil {
