@@ -160,7 +160,9 @@ func (r *rival) warm(seconds int) {
 		r.tpcb(asynchronous, load)
 		return
 	}
+	r.mark()
 	r.start()
+	r.await()
 	r.tpcb(asynchronous, load)
 	r.mark()
 	r.await()
