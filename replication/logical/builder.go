@@ -32,8 +32,8 @@ type builder struct {
 	first     int  // how many chunks cur held when the open transaction began
 	pieces    bool // the open transaction has already given a piece
 	closed    bool // the last piece of such a transaction waits to be taken
-	// behind: the last message of a transaction was sent long after its commit, by the server's own clock. Only the reader writes it.
-	behind bool
+	// late is how long after its commit the last message of a transaction was sent, by the server's own clock. Only the reader writes it.
+	late time.Duration
 	// patient: the deliverer waits for a larger batch.
 	patient bool
 	// reached is the place up to which everything has been handed over or is in cur. A server that has just started to send names places
@@ -118,7 +118,10 @@ func (b *builder) decode(data []byte, chunk *replication.Chunk, sent int64) erro
 		b.cur.Received = time.Now()
 	}
 	if b.open { // Begin tells when the transaction committed
-		b.behind = sent != 0 && sent-b.begin.At.Sub(postgresEpoch).Microseconds() > lagging.Microseconds()
+		b.late = 0
+		if sent != 0 {
+			b.late = time.Duration(sent)*time.Microsecond - b.begin.At.Sub(postgresEpoch)
+		}
 	}
 	switch kind {
 	case 'B':
@@ -256,7 +259,7 @@ func (b *builder) early() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.patient = false
-	if !b.behind || !b.small() || b.cur.Received.IsZero() {
+	if b.late < lagging || !b.small() || b.cur.Received.IsZero() {
 		return 0
 	}
 	wait := patience - time.Since(b.cur.Received)

@@ -14,16 +14,16 @@ import (
 // that takes each at once has itself woken by each, at the server's cost. While much comes late, the socket reports data only from enough bytes on
 // (SO_RCVLOWAT in socket(7)), or after a moment; on a quiet stream nothing waits.
 type gatherer struct {
-	raw  syscall.RawConn
-	busy bool // the last read brought much, of a stream that is behind
-	low  int  // SO_RCVLOWAT
+	raw    syscall.RawConn
+	moment time.Duration // how long to let messages gather, as what was read last came late
+	low    int           // SO_RCVLOWAT
 }
 
 const (
-	// much is what a read must bring for the stream to be busy, enough what is waited for then, for at most a moment.
-	much   = 64 << 10
-	enough = 512 << 10
-	moment = 10 * time.Millisecond
+	// enough is what is waited for at most, inTime how late messages may come without being waited for, longest the longest moment.
+	enough  = 512 << 10
+	inTime  = 20 * time.Millisecond
+	longest = 10 * time.Millisecond
 )
 
 func newGatherer(conn net.Conn) *gatherer {
@@ -41,10 +41,11 @@ func newGatherer(conn net.Conn) *gatherer {
 	return &gatherer{raw: raw, low: 1}
 }
 
-// read notes what the last read brought, and whether the stream is behind: one that follows has bursts, and whoever waits for their last row.
-func (g *gatherer) read(n int, behind bool) {
+// read notes how late what came before was sent: the later, the more may gather, so that waiting adds a part to what has been lost already. A stream
+// that follows in time has bursts, and whoever waits for their last row.
+func (g *gatherer) read(late time.Duration) {
 	if g != nil {
-		g.busy = n >= much && behind
+		g.moment = min(max((late-inTime)/4, 0), longest)
 	}
 }
 
@@ -53,13 +54,13 @@ func (g *gatherer) wait(ctx context.Context, conn net.Conn) error {
 	if g == nil {
 		return nil
 	}
-	if !g.busy {
+	if g.moment == 0 {
 		return g.set(1)
 	}
 	if err := g.set(enough); err != nil {
 		return err
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(moment)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(g.moment)); err != nil {
 		return err
 	}
 	waited := false

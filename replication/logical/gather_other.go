@@ -5,6 +5,7 @@ package logical
 import (
 	"context"
 	"net"
+	"time"
 )
 
 // gatherer would wait for many messages at once; elsewhere than on Linux it doesn't.
@@ -14,4 +15,4 @@ func newGatherer(net.Conn) *gatherer { return nil }
 
 func (*gatherer) wait(context.Context, net.Conn) error { return nil }
 
-func (*gatherer) read(int, bool) {}
+func (*gatherer) read(time.Duration) {}

@@ -108,7 +108,7 @@ func (r *receiver) receive(ctx context.Context) error {
 	}
 	n, err := r.conn.Read(r.chunk.Bytes[r.to:])
 	r.to += n
-	r.gather.read(n, r.b.behind)
+	r.gather.read(r.b.late)
 	if n > 0 {
 		return nil // an error comes again
 	}
