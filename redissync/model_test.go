@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/url"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -315,6 +316,21 @@ func cutEverySecond(m *model, s *storm, _ int, reverse bool) {
 	}
 }
 
+// dropEmptyHashes removes what COPY makes of a hash whose fields have all expired but aren't removed yet, in Valkey 9.1.2: a hash without fields that
+// never goes away, and that ends every process which saves it (dismissHashObject: "hashtableSize(ht) != 0"), so that no replica gets in step.
+const dropEmptyHashes = `
+for db = 0, 15 do
+  redis.call('SELECT', db)
+  local cursor = '0'
+  repeat
+    local page = redis.call('SCAN', cursor, 'TYPE', 'hash', 'COUNT', 1000)
+    cursor = page[1]
+    for _, key in ipairs(page[2]) do
+      if redis.call('HLEN', key) == 0 then redis.call('DEL', key) end
+    end
+  until cursor == '0'
+end`
+
 // raiseHeir makes a replica of the side where the application is.
 func (m *model) raiseHeir(reverse bool) {
 	m.t.Helper()
@@ -329,6 +345,9 @@ func (m *model) raiseHeir(reverse bool) {
 	old := m.source
 	if reverse {
 		old = m.target
+	}
+	if strings.HasPrefix(o.Version, "valkey-9") {
+		dialServer(m.t, old).do("EVAL", dropEmptyHashes, "0")
 	}
 	c.do("REPLICAOF", "127.0.0.1", fmt.Sprint(old.Port()))
 	defer func() {

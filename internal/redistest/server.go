@@ -2,6 +2,7 @@ package redistest
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -212,9 +213,12 @@ func (s *Server) URL() string {
 	return scheme + "://" + auth + s.Address()
 }
 
-// Log is the end of the server's log.
+// Log is the end of the server's log, or what comes before and behind the beginning of its last report of a crash.
 func (s *Server) Log() string {
 	log, _ := os.ReadFile(filepath.Join(s.dir, "server.log"))
+	if i := bytes.LastIndex(log, []byte("BUG REPORT START")); i >= 0 {
+		return string(log[max(0, i-1000):min(len(log), i+4000)])
+	}
 	return string(log[max(0, len(log)-4000):])
 }
 
