@@ -180,7 +180,9 @@ func compare(d *bed, rivals []*rival, what string, n int, unit string, changes i
 	for round := range rounds(d.b) {
 		for i := range rivals {
 			at := (i + round) % len(rivals)
-			drains[at] = append(drains[at], rivals[at].drain(func() { write(rivals[at], round) }, n*changes))
+			k := rivals[at].drain(func() { write(rivals[at], round) }, n*changes)
+			fmt.Printf("round %d, %s: %.2f s\n", round+1, rivals[at].name, k.seconds) // a long run shows where it is
+			drains[at] = append(drains[at], k)
 		}
 	}
 	of := func(all []backlog, f func(backlog) float64) float64 {
