@@ -50,12 +50,13 @@ type tally struct {
 	savepointsRolledBack, savepointsKept     atomic.Int64
 	early                                    atomic.Int64 // took their id at the beginning and wrote later
 	windows, amongOthers, restarts, recopied int
+	scanned                                  int // restarts with some table scanned
 }
 
 func (c *tally) String() string {
-	return fmt.Sprintf("%d transactions committed (%d of them prepared first, %d with an id taken before the first write), %d rolled back (%d prepared), %d refused by conflicts; %d savepoints rolled back, %d released; %d boundaries checked, %d of them with transactions open that ended later; %d restarts, %d copies of one table",
+	return fmt.Sprintf("%d transactions committed (%d of them prepared first, %d with an id taken before the first write), %d rolled back (%d prepared), %d refused by conflicts; %d savepoints rolled back, %d released; %d boundaries checked, %d of them with transactions open that ended later; %d restarts, %d of them with tables that were scanned, %d copies of one table",
 		c.committed.Load(), c.prepared.Load(), c.early.Load(), c.rolledBack.Load(), c.preparedRolledBack.Load(), c.refused.Load(), c.savepointsRolledBack.Load(), c.savepointsKept.Load(),
-		c.windows, c.amongOthers, c.restarts, c.recopied)
+		c.windows, c.amongOthers, c.restarts, c.scanned, c.recopied)
 }
 
 // lacking names the first kind of which there was none.
@@ -307,6 +308,13 @@ func attack(t *testing.T, seed uint64, length time.Duration, writers int) {
 			t.Fatalf("the stream ended: %v", err)
 		}
 		count.restarts++
+		var scanned bool
+		if err := f.pool.QueryRow(f.ctx(), `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgname = 'replicator_capture' AND tgattr <> '')`).Scan(&scanned); err != nil {
+			t.Fatal(err)
+		}
+		if scanned {
+			count.scanned++
+		}
 	}
 	cancel()
 	wg.Wait()
