@@ -77,6 +77,10 @@ func (r *reader) args(t *captured) [][]byte {
 
 const rewrittenSQL = `SELECT c.oid::text FROM pg_class c WHERE c.oid = ANY($1::text::oid[]) AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)`
 
+func (r *reader) scanned() []*captured {
+	return slices.DeleteFunc(slices.Clone(r.order), func(t *captured) bool { return !t.log.Scanned })
+}
+
 // scans read which versions the tables that are scanned have. Reading locks them: a rewrite after the snapshot was taken, which makes a
 // table look empty, has ended by then and can be seen.
 func (w *window) scans() []query {
@@ -84,9 +88,8 @@ func (w *window) scans() []query {
 	var oids []uint32
 	for _, t := range w.order {
 		t.scan.found = t.scan.found[:0]
-		if !t.log.Scanned {
-			continue
-		}
+	}
+	for _, t := range w.scanned() {
 		oids = append(oids, t.oid)
 		out = append(out, query{"SELECT DISTINCT t.xmin::text::bigint FROM ONLY " + t.name.Quoted() + " t WHERE " + recent("$1"),
 			[][]byte{strconv.AppendUint(nil, w.previous(t).Xmin, 10)}, func(row [][]byte) error {

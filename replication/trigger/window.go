@@ -66,6 +66,9 @@ func (r *reader) run(ctx context.Context, out chan<- *replication.Batch) error {
 			request.fail(err)
 			request = nil
 		}
+		if err != nil && ctx.Err() != nil {
+			return errors.Join(ctx.Err(), err) // it was to be tried again
+		}
 		if err != nil {
 			return err
 		}
@@ -310,6 +313,9 @@ func (w *window) read(ctx context.Context, out chan<- *replication.Batch) error 
 		}})
 	queries = append(queries, w.probes(func(oid uint32) { changed[oid] = true })...)
 	if err := w.ask(ctx, append(queries, w.scans()...)); err != nil {
+		if errors.Is(err, errRewritten) {
+			w.dirty = w.scanned() // the next attempt locks them before its snapshot
+		}
 		return err
 	}
 	for _, t := range w.order {
