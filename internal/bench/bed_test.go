@@ -112,7 +112,7 @@ func (d *bed) subscription(name string) *rival {
 			return value[bool](w, w.control, "SELECT confirmed_flush_lsn >= $1::pg_lsn FROM pg_replication_slots WHERE slot_name = 'native'", r.end)
 		})
 		d.exec(r.copyURL, "ALTER SUBSCRIPTION native DISABLE")
-		until(d.b, "end of native", time.Minute, func() bool { return value[int](w, w.control, activeSQL, "native") == 0 })
+		until(d.b, "end of native", time.Minute, func() bool { return len(w.senders("native")) == 0 })
 	}
 	r.reads, r.writes = "native", "logical replication worker"
 	return r

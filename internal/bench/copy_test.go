@@ -222,6 +222,6 @@ func (w *world) forget(c *child, migration string) {
 	w.b.Helper()
 	c.stop(w.b)
 	slot := "replicator_" + migration + "_main"
-	until(w.b, "end of "+slot, time.Minute, func() bool { return value[int](w, w.control, activeSQL, slot) == 0 })
+	until(w.b, "end of "+slot, time.Minute, func() bool { return len(w.senders(slot)) == 0 })
 	w.exec(w.origin, fmt.Sprintf("SELECT pg_drop_replication_slot('%s')", slot), "DROP PUBLICATION "+slot)
 }

@@ -28,7 +28,8 @@ func BenchmarkLatency(b *testing.B) {
 			s.enable()
 			id++
 			w.probe(s, id) // both are in step from here on
-			before := w.used(s)
+			before, senders := w.used(s), meter{}
+			senders.read(w.senders(s.slot))
 			var g errgroup.Group
 			g.Go(func() error {
 				w.pgbench("--no-vacuum", "--client=4", "--jobs=1", "--protocol=prepared", "--rate=2000", fmt.Sprintf("--time=%d", seconds))
@@ -41,7 +42,8 @@ func BenchmarkLatency(b *testing.B) {
 			}
 			_ = g.Wait() // pgbench fails the benchmark itself
 			after := w.used(s)
-			s.drains = append(s.drains, drain{sender: after.sender - before.sender, applier: after.applier - before.applier, replicator: after.replicator - before.replicator})
+			senders.read(w.senders(s.slot))
+			s.drains = append(s.drains, drain{sender: senders.sum(), applier: after.applier - before.applier, replicator: after.replicator - before.replicator})
 			s.disable()
 		}
 	}

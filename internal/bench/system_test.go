@@ -78,12 +78,39 @@ func (w *world) database(name string) *system {
 	return s
 }
 
-const activeSQL = `SELECT coalesce((SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1), 0)`
+// sendersSQL finds the backends that read the system's slot, or the temporary copy of it that a backlog is pulled from.
+const sendersSQL = `SELECT coalesce(array_agg(active_pid), '{}') FROM pg_replication_slots WHERE active_pid > 0 AND (slot_name = $1 OR starts_with(slot_name::text, $1 || '_pull_'))`
 
 // idle waits until nobody reads the system's slot.
 func (w *world) idle(s *system) {
 	w.b.Helper()
-	until(w.b, "end of "+s.name, time.Minute, func() bool { return value[int](w, w.control, activeSQL, s.slot) == 0 })
+	until(w.b, "end of "+s.name, time.Minute, func() bool { return len(w.senders(s.slot)) == 0 })
+}
+
+func (w *world) senders(slot string) []int { return value[[]int](w, w.control, sendersSQL, slot) }
+
+// meter adds up what processes use that come and go.
+type meter map[int][2]float64
+
+// read takes the processes' CPU seconds so far.
+func (m meter) read(pids []int) {
+	for _, pid := range pids {
+		now := cpu(pid)
+		first, ok := m[pid]
+		if !ok {
+			first[0] = now
+		}
+		if now > 0 {
+			m[pid] = [2]float64{first[0], now}
+		}
+	}
+}
+
+func (m meter) sum() (sum float64) {
+	for _, v := range m {
+		sum += v[1] - v[0]
+	}
+	return sum
 }
 
 // applierSQL finds the backend that applies: native's worker, or replicator's session.
@@ -95,27 +122,34 @@ func (w *world) drain(s *system, id int, limit time.Duration) drain {
 	w.b.Helper()
 	end := value[string](w, w.control, "SELECT pg_current_wal_flush_lsn()::text")
 	s.enable()
-	until(w.b, "active slot of "+s.name, time.Minute, func() bool { return value[int](w, w.control, activeSQL, s.slot) != 0 })
+	until(w.b, "active slot of "+s.name, time.Minute, func() bool { return len(w.senders(s.slot)) > 0 })
 	began := time.Now()
+	senders, read := meter{}, began
+	senders.read(w.senders(s.slot))
 	before := w.used(s)
 	until(w.b, "end of the backlog of "+s.name, limit, func() bool {
+		if time.Since(read) > 20*time.Millisecond {
+			senders.read(w.senders(s.slot))
+			read = time.Now()
+		}
 		return value[bool](w, s.conn, "SELECT EXISTS (SELECT FROM bench_done WHERE id = $1)", id)
 	})
 	d := drain{seconds: time.Since(began).Seconds()}
+	senders.read(w.senders(s.slot))
 	after := w.used(s)
-	d.sender, d.applier, d.replicator = after.sender-before.sender, after.applier-before.applier, after.replicator-before.replicator
-	// Whoever is stopped before it has acknowledged decodes the same again the next time.
+	d.sender, d.applier, d.replicator = senders.sum(), after.applier-before.applier, after.replicator-before.replicator
+	// Whoever is stopped before it has acknowledged, and before the slot's restart_lsn has followed, decodes the same again the next time.
 	until(w.b, "acknowledgement by "+s.name, time.Minute, func() bool {
-		return value[bool](w, w.control, "SELECT confirmed_flush_lsn >= $2::pg_lsn FROM pg_replication_slots WHERE slot_name = $1", s.slot, end)
+		return value[bool](w, w.control, "SELECT confirmed_flush_lsn >= $2::pg_lsn AND restart_lsn >= $3::pg_lsn FROM pg_replication_slots WHERE slot_name = $1", s.slot, end, w.calmed)
 	})
 	s.disable()
 	return d
 }
 
-// used is what a running system's processes have used so far.
+// used is what a running system's processes have used so far, but for those that send.
 func (w *world) used(s *system) drain {
 	w.b.Helper()
-	d := drain{sender: cpu(value[int](w, w.control, activeSQL, s.slot)), applier: cpu(value[int](w, s.conn, applierSQL, s.db))}
+	d := drain{applier: cpu(value[int](w, s.conn, applierSQL, s.db))}
 	if pid := s.pid(); pid != 0 {
 		d.replicator = cpu(pid)
 	}

@@ -50,11 +50,12 @@ type world struct {
 	control        *pgx.Conn
 	schema         string // the application's, before anybody added to it
 	systems        []*system
+	calmed         string // where the log ended when all was calm last
 }
 
 func newWorld(b *testing.B, ddl string) *world {
 	b.Helper()
-	w := &world{b: b, source: pgtest.Start(b, pgtest.Options{Settings: settings}), target: pgtest.Start(b, pgtest.Options{Settings: settings})}
+	w := &world{b: b, calmed: "0/0", source: pgtest.Start(b, pgtest.Options{Settings: settings}), target: pgtest.Start(b, pgtest.Options{Settings: settings})}
 	w.exec(w.source.URL("postgres"), "CREATE DATABASE app")
 	w.origin = w.source.URL("app")
 	w.exec(w.origin, "CREATE TABLE bench_done (id int PRIMARY KEY)", ddl)
@@ -154,6 +155,7 @@ func (w *world) equal(url string) {
 // calm vacuums and checkpoints, so that no system pays for what another has left.
 func (w *world) calm() {
 	w.b.Helper()
+	w.calmed = value[string](w, w.control, "SELECT pg_current_wal_flush_lsn()::text")
 	w.exec(w.source.URL("postgres"), "CHECKPOINT")
 	for _, s := range w.systems {
 		w.exec(s.url, "VACUUM")

@@ -223,7 +223,7 @@ func TestSetsEqualSingleChanges(t *testing.T) {
 	contents := func(p *pgxpool.Pool, table string) []string { return rows(t, p, "SELECT t::text FROM "+table+" t") }
 	for i, l := range limits {
 		d := newDestination(t, server.Database(t), source, all, string(logical.FormatPosition(at[i])))
-		stream(t, d, logical.NewSource(logical.Options{URL: source, ID: id, Slot: slots[i], Publication: publication, Limits: l}))
+		stream(t, d, logical.NewSource(logical.Options{URL: source, ID: id, Slot: slots[i], Publication: publication, Limits: l, Pull: []int64{1, -1}[i%2]}))
 		for _, table := range tables {
 			want, got := contents(pool, table), contents(d.pool, table)
 			if len(want) == 0 {

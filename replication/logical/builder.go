@@ -36,6 +36,8 @@ type builder struct {
 	late time.Duration
 	// patient: the deliverer waits for a larger batch.
 	patient bool
+	// What comes belongs to a backlog if this isn't 0: how long it waits for something to be taken.
+	overlong time.Duration
 	// reached is the place up to which everything has been handed over or is in cur. A server that has just started to send names places
 	// before it.
 	reached uint64
@@ -65,13 +67,39 @@ func signal(c chan struct{}) {
 // add decodes one message into the current batch and then waits until the batch is within its bounds again. The message may be used
 // again.
 func (b *builder) add(ctx context.Context, data []byte) error {
+	return b.locked(ctx, func() error { return b.decode(data, nil, 0) })
+}
+
+// locked lets f add to the current batch and then waits until the batch is within its bounds again.
+func (b *builder) locked(ctx context.Context, f func() error) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := b.decode(data, nil, 0); err != nil {
+	if err := f(); err != nil {
 		return err
 	}
 	b.tell()
 	return b.room(ctx)
+}
+
+// pulling says whether what comes from now on belongs to a backlog, by how long it waits for something to be taken: 0 if not.
+func (b *builder) pulling(overlong time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.overlong, b.late = overlong, 0
+}
+
+// between tells whether nothing has come of a transaction whose end hasn't.
+func (b *builder) between() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.open
+}
+
+// where is the place up to which everything has been handed over or is in the current batch.
+func (b *builder) where() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.reached
 }
 
 // tell says that something may be taken, if so. The caller holds mu.
@@ -83,12 +111,20 @@ func (b *builder) tell() {
 
 // room waits until the batch is within its bounds. The caller holds mu, which is free meanwhile.
 func (b *builder) room(ctx context.Context) error {
+	var gaveUp <-chan time.Time
+	if b.overlong > 0 && b.full() {
+		timer := time.NewTimer(b.overlong)
+		defer timer.Stop()
+		gaveUp = timer.C
+	}
 	for b.full() {
 		b.mu.Unlock()
 		var err error
 		select {
 		case <-ctx.Done():
 			err = ctx.Err()
+		case <-gaveUp:
+			err = errOverlong
 		case <-b.taken:
 		}
 		b.mu.Lock()
@@ -119,7 +155,10 @@ func (b *builder) decode(data []byte, chunk *replication.Chunk, sent int64) erro
 	}
 	if b.open { // Begin tells when the transaction committed
 		b.late = 0
-		if sent != 0 {
+		switch {
+		case b.overlong > 0:
+			b.late = lagging
+		case sent != 0:
 			b.late = time.Duration(sent)*time.Microsecond - b.begin.At.Sub(postgresEpoch)
 		}
 	}

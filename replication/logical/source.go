@@ -5,11 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
-	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
 	"replicator/internal/postgres"
@@ -34,6 +34,9 @@ type Options struct {
 	// Seams are the tables' copies; changes that a copy already saw are left out of the stream.
 	Seams  map[replication.TableName]replication.Seam
 	Limits Limits
+	// Pull is the size of a backlog, in bytes of write-ahead log, from which on it is pulled; 0: DefaultPull, negative: never.
+	Pull int64
+	Log  *slog.Logger // nil: none
 }
 
 // Source streams from one slot. It implements replication.Source.
@@ -41,13 +44,18 @@ type Source struct {
 	o     Options
 	acked atomic.Uint64
 	news  chan struct{}
+	// Until then nothing is pulled: it was tried and isn't possible, or the destination stood still. Only Stream's goroutines use it.
+	notBefore time.Time
+	pace      pace
 }
 
 // NewSource returns a Source; nothing is opened before Stream.
 func NewSource(o Options) *Source {
 	o.Limits.Changes = cmp.Or(o.Limits.Changes, DefaultLimits.Changes)
 	o.Limits.Bytes = cmp.Or(o.Limits.Bytes, DefaultLimits.Bytes)
-	return &Source{o: o, news: make(chan struct{}, 1)}
+	o.Pull = cmp.Or(o.Pull, DefaultPull)
+	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
+	return &Source{o: o, news: make(chan struct{}, 1), pace: usualPace}
 }
 
 // Reached compares LSNs.
@@ -94,68 +102,27 @@ func (s *Source) Acknowledge(p replication.Position) {
 }
 
 // Stream implements replication.Source. Starting acknowledges start: the destination must have made durable what lies before it.
-func (s *Source) Stream(ctx context.Context, start replication.Position, out chan<- *replication.Batch) (err error) {
+func (s *Source) Stream(ctx context.Context, start replication.Position, out chan<- *replication.Batch) error {
 	lsn, err := ParsePosition(start)
 	if err != nil {
 		return err
 	}
 	b := newBuilder(s.o.Limits, lsn, s.o.Seams)
-	conn, err := postgres.ConnectReplication(ctx, s.o.URL, s.o.ID, "stream")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		err = errors.Join(err, ignoreClosed(conn.Close(closing)))
-	}()
-	// Names of publications are SQL identifiers inside a string; ours hold only letters, digits and underscores.
-	args := []string{"proto_version '1'", "publication_names " + replication.QuoteLiteral(s.o.Publication)}
-	// After a write that took long, the session goes on reading in the background; it would take what read takes off the connection.
-	if err := conn.SyncConn(ctx); err != nil {
-		return fmt.Errorf("take over the session: %w", err)
-	}
 	s.acked.Store(lsn)
-	if err := pglogrepl.StartReplication(ctx, conn, s.o.Slot, pglogrepl.LSN(lsn), pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication, PluginArgs: args}); err != nil {
-		return fmt.Errorf("start streaming from slot %q at %s: %w", s.o.Slot, pglogrepl.LSN(lsn), err)
-	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.read(ctx, conn, b) })
-	g.Go(func() error { return s.report(ctx, conn) })
+	g.Go(func() error { return s.feed(ctx, b) })
 	g.Go(func() error { return deliver(ctx, b, out) })
 	return g.Wait()
 }
 
-// ignoreClosed drops the error of closing a session that had already failed; the failure itself was reported.
-func ignoreClosed(error) error { return nil }
-
-// report tells the server what is durable: at once when that has moved (at most ten times a second), and every second in any case, so
-// that wal_sender_timeout doesn't end a stream whose reader waits for the applier. All three positions are the durable one: the
-// server must not forget what was merely received.
-func (s *Source) report(ctx context.Context, conn *pgconn.PgConn) error {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	pause := time.NewTimer(0)
-	defer pause.Stop()
+// feed fills the builder until ctx ends or an error occurs: from the replication session, or while much is to be made up for by pulling.
+func (s *Source) feed(ctx context.Context, b *builder) error {
 	for {
-		lsn := pglogrepl.LSN(s.acked.Load())
-		err := pglogrepl.SendStandbyStatusUpdate(ctx, conn, pglogrepl.StandbyStatusUpdate{
-			WALWritePosition: lsn, WALFlushPosition: lsn, WALApplyPosition: lsn, ClientTime: time.Now(),
-		})
-		if err != nil {
-			return fmt.Errorf("acknowledge to slot %q: %w", s.o.Slot, err)
+		if err := s.pull(ctx, b); err != nil {
+			return err
 		}
-		pause.Reset(100 * time.Millisecond)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-pause.C:
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		case <-s.news:
+		if err := s.stream(ctx, b); !errors.Is(err, errBehind) {
+			return err
 		}
 	}
 }

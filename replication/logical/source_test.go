@@ -225,7 +225,7 @@ func TestNobodyReceives(t *testing.T) {
 		o.exec("UPDATE t SET v = $1 WHERE id <= 20", fmt.Sprint(i))
 	}
 	o.beat("end")
-	src := NewSource(Options{URL: o.url + "&wal_sender_timeout=3s", ID: o.id, Slot: o.name, Publication: o.name, Limits: Limits{Changes: 500, Bytes: 1 << 20}})
+	src := NewSource(Options{URL: o.url + "&wal_sender_timeout=3s", ID: o.id, Slot: o.name, Publication: o.name, Limits: Limits{Changes: 500, Bytes: 1 << 20}, Pull: -1})
 	st := start(t, src, position(o.at))
 	var pid int32
 	o.until("the slot's session", func() bool {

@@ -23,6 +23,8 @@ type origin struct {
 	id   postgres.Identity
 	name string // of publication and slot
 	at   uint64 // the slot's consistent point
+
+	sources int // so far
 }
 
 const heartbeatTable = `CREATE SCHEMA replicator; CREATE TABLE replicator.heartbeat (id integer PRIMARY KEY, token text NOT NULL)`
@@ -62,8 +64,19 @@ func (o *origin) ctx() context.Context {
 	return ctx
 }
 
+// source pulls what it finds, or doesn't, or goes from one to the other as often as it can: one after the other.
 func (o *origin) source(l Limits) *Source {
-	return NewSource(Options{URL: o.url, ID: o.id, Slot: o.name, Publication: o.name, Limits: l})
+	options := Options{URL: o.url, ID: o.id, Slot: o.name, Publication: o.name, Limits: l, Pull: 1}
+	o.sources++
+	switch o.sources % 3 {
+	case 1:
+		options.Pull = -1
+	case 2:
+		s := NewSource(options)
+		s.pace = pace{farBehind: time.Millisecond, overlong: time.Minute, acknowledge: 20 * time.Millisecond, settle: 20 * time.Millisecond, portion: 3}
+		return s
+	}
+	return NewSource(options)
 }
 
 func (o *origin) exec(sql string, args ...any) {

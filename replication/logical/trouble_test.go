@@ -61,14 +61,15 @@ func TestLostSessionsAreTransientAndGoOn(t *testing.T) {
 func TestStreamLeavesNothingBehind(t *testing.T) {
 	o := newOrigin(t, pgtest.Shared(t).Database(t), `CREATE TABLE t (id int PRIMARY KEY)`, "t")
 	o.exec("INSERT INTO t SELECT generate_series(1, 5000)")
-	for range 5 {
+	for range 9 {
 		o.until("the slot to be free", o.free)
 		st := start(t, o.source(Limits{Changes: 100}), position(o.at))
 		st.next()
 		st.stop()
 		o.until("the end of the session", func() bool {
 			var n int
-			if err := o.pool.QueryRow(context.Background(), "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", o.id.ApplicationName("stream")).Scan(&n); err != nil {
+			if err := o.pool.QueryRow(context.Background(), `SELECT (SELECT count(*) FROM pg_stat_activity WHERE application_name = ANY ($1)) + (SELECT count(*) - 1 FROM pg_replication_slots WHERE database = current_database())`,
+				[]string{o.id.ApplicationName("stream"), o.id.ApplicationName("pull"), o.id.ApplicationName("acknowledge")}).Scan(&n); err != nil {
 				t.Fatal(err)
 			}
 			return n == 0

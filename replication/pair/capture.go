@@ -137,7 +137,7 @@ func (c logicalCapture) check(ctx context.Context, stored replication.Position) 
 }
 
 func (c logicalCapture) source(_ context.Context, seams map[replication.TableName]replication.Seam) (replication.Source, error) {
-	return logical.NewSource(logical.Options{URL: c.origin().url, ID: c.p.id, Slot: c.slot(), Publication: c.publication(), Seams: seams}), nil
+	return logical.NewSource(logical.Options{URL: c.origin().url, ID: c.p.id, Slot: c.slot(), Publication: c.publication(), Seams: seams, Log: c.p.log}), nil
 }
 
 func (c logicalCapture) start(ctx context.Context) (replication.Position, error) {

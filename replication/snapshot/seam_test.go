@@ -63,7 +63,7 @@ func (c bySlot) cover(tables []replication.TableName) {
 }
 
 func (c bySlot) source(round int, _ []replication.TableName, seams map[replication.TableName]replication.Seam) replication.Source {
-	return logical.NewSource(logical.Options{URL: c.world.source, ID: c.id, Slot: c.slot(round), Publication: "replicator_test", Seams: seams})
+	return logical.NewSource(logical.Options{URL: c.world.source, ID: c.id, Slot: c.slot(round), Publication: "replicator_test", Seams: seams, Pull: []int64{1, -1}[round%2]})
 }
 
 func (c bySlot) now() (p replication.Position) {

@@ -1,0 +1,370 @@
+package logical
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"replicator/internal/postgres"
+	"replicator/replication"
+)
+
+// DefaultPull is the backlog in bytes of write-ahead log from which on it is pulled.
+const DefaultPull = 2 << 20
+
+const (
+	// A portion is so many messages and what is left of its last transaction. The first is small, so that the destination has work soon; the next
+	// ones double up to usualPull, beyond which the server puts them into a temporary file, or where every call decodes much in vain before it comes
+	// to its portion, to a message for each inVainFor bytes of that (about as much work), but to mostPull at most.
+	usualPull = 500_000
+	mostPull  = 1_000_000
+	inVainFor = 500
+	// A portion doesn't go through more log than that, in bytes.
+	longestPull = 256 << 20
+	// farthest is how much may be decoded in vain, in bytes of log. No transaction that begins before it is pulled, which bounds the temporary file.
+	farthest = 1 << 30
+	// A part of leastUse of what is decoded in vain is the least backlog that is worth it: the stream decodes the former too, but only once.
+	leastUse = 8
+	// A portion is meant to take no longer than that, since the query that gives it holds back the source's vacuum.
+	longPull = 10 * time.Second
+	// unsettled is how many bytes of log aren't worth waiting for an acknowledgement before the stream goes on.
+	unsettled = 32 << 20
+	// Where the server refuses, or the destination stands still, the replication protocol is used for so long.
+	respite = 5 * time.Minute
+)
+
+// pace says when to change between the ways to read; tests hurry.
+type pace struct {
+	// A stream that has run for settled and whose messages come farBehind late tries to pull.
+	farBehind, settled time.Duration
+	// A portion is given up once the destination has taken nothing for overlong.
+	overlong time.Duration
+	// acknowledge is how often the slot is moved while a backlog is pulled. Each time the server reads all log since the slot's restart_lsn.
+	acknowledge time.Duration
+	// settle is how long the destination may take to acknowledge much that was pulled before the stream goes on.
+	settle time.Duration
+	// portion is the size of the first one, in messages.
+	portion int64
+}
+
+var usualPace = pace{farBehind: 10 * time.Second, settled: time.Minute, overlong: 45 * time.Second, acknowledge: 10 * time.Second, settle: 3 * time.Second, portion: 5000}
+
+// errOverlong looks like a lost connection, so that the stream is tried again.
+var errOverlong = &pgconn.PgError{Severity: "FATAL", Code: "57P05", Message: "the destination takes too little for the source's query to be held open any longer"}
+
+func (s *Source) mayPull() bool { return s.o.Pull >= 0 && !time.Now().Before(s.notBefore) }
+
+// pull makes up for a large backlog by queries: the server decodes as much of the log as a call asks for and returns it as rows
+// (pg_logical_slot_get_binary_changes, "Replication Management Functions" in the PostgreSQL documentation). The messages are those of the
+// replication protocol, but the server doesn't send each by a system call of its own, which is most of its work there. The calls read from a temporary
+// copy of the slot; the slot itself is moved as the destination acknowledges.
+//
+// It returns nil where the stream should go on from what the builder has reached, which may be at once: the backlog is small, or the server
+// doesn't let us.
+func (s *Source) pull(ctx context.Context, b *builder) error {
+	if !s.mayPull() {
+		return nil
+	}
+	p := &pulled{b: b, publication: s.o.Publication, size: s.pace.portion, least: s.o.Pull / 2, each: 100}
+	worth, err := p.open(ctx, s)
+	if err == nil && worth {
+		err = s.pullAll(ctx, p)
+	}
+	p.close(ctx)
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("pull from slot %q: %w", s.o.Slot, err)
+	if code := postgres.Code(err); ctx.Err() == nil && (errors.Is(err, errOverlong) || (code != "" && !strings.HasPrefix(code, "57P"))) {
+		s.notBefore = time.Now().Add(respite)
+		if !errors.Is(err, errOverlong) && b.between() {
+			// Without the right, a free slot, or room for a temporary file: the replication protocol needs none of them.
+			s.o.Log.Info("a backlog can't be pulled; it is streamed instead, which takes longer", "error", err)
+			return nil
+		}
+	}
+	return err
+}
+
+func (s *Source) pullAll(ctx context.Context, p *pulled) error {
+	p.b.pulling(s.pace.overlong)
+	defer p.b.pulling(0)
+	moving, stop := context.WithCancel(ctx)
+	moved := make(chan error, 1)
+	go func() { moved <- s.move(moving) }()
+	err := p.run(ctx)
+	stop()
+	if e := <-moved; err == nil {
+		err = e
+	}
+	if err != nil {
+		return err
+	}
+	// A session that streams decodes again, in vain, what lies between the slot's own place and what was reached.
+	if p.b.where()-s.acked.Load() < unsettled {
+		return nil
+	}
+	if err := s.acknowledged(ctx, p.b.where(), s.pace.settle); err != nil {
+		return err
+	}
+	return s.moveTo(ctx, s.acked.Load())
+}
+
+// acknowledged waits until the destination has acknowledged what lies before lsn, for so long at most.
+func (s *Source) acknowledged(ctx context.Context, lsn uint64, limit time.Duration) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(limit); s.acked.Load() < lsn && time.Now().Before(end); {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// move acknowledges to the slot while nobody streams from it.
+func (s *Source) move(ctx context.Context) error {
+	tick := time.NewTicker(s.pace.acknowledge)
+	defer tick.Stop()
+	at := s.acked.Load()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		to := s.acked.Load()
+		if to == at {
+			continue
+		}
+		err := s.moveTo(ctx, to)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case postgres.Code(err) == postgres.CodeObjectInUse:
+			// The session that streamed before is just ending.
+		case err != nil:
+			return fmt.Errorf("acknowledge to slot %q: %w", s.o.Slot, err)
+		default:
+			at = to
+		}
+	}
+}
+
+func (s *Source) moveTo(ctx context.Context, to uint64) error {
+	conn, err := postgres.Connect(ctx, s.o.URL, s.o.ID, "acknowledge")
+	if err != nil {
+		return err
+	}
+	defer closeQuietly(ctx, conn.PgConn())
+	_, err = conn.Exec(ctx, "SELECT pg_catalog.pg_replication_slot_advance($1, $2::pg_lsn)", s.o.Slot, string(position(to)))
+	return err
+}
+
+// pulled is a session that pulls, and what its answers mean.
+type pulled struct {
+	b           *builder
+	conn        *pgconn.PgConn
+	slot        string // the temporary copy
+	publication string
+	size        int64 // of the next portion
+	least       int64 // of a rest, in bytes, that another portion is worth
+	each        int64 // how many bytes of log a message took in the last portion
+	seen        int64 // messages of the present portion
+	// asked are the sizes of the portions asked for and not yet answered; since is when the answer to the first of them began.
+	asked []int64
+	since time.Time
+	// told: the portion's rows are complete, and what comes is where the slot stands, which is at. ended: that answer is complete, too.
+	told, ended bool
+	at          standing
+}
+
+// standing is where the copy of the slot stands.
+type standing struct {
+	confirmed, restart, end uint64 // up to where it has been read, where decoding begins, and the log's end
+}
+
+func (a standing) rest() int64   { return int64(a.end - min(a.end, a.confirmed)) }
+func (a standing) inVain() int64 { return int64(a.confirmed - min(a.confirmed, a.restart)) }
+
+const (
+	standSQL = `SELECT confirmed_flush_lsn::text, restart_lsn::text, pg_catalog.pg_current_wal_flush_lsn()::text FROM pg_catalog.pg_replication_slots WHERE slot_name = $1`
+
+	// pullSQL takes a portion of $3 messages and what is left of its last transaction, or $2 bytes of log. The end is computed by the server, so that one portion can
+	// be asked for before the one before it has come. Servers before 14 don't add to an LSN.
+	pullSQL = `
+SELECT data FROM pg_catalog.pg_logical_slot_get_binary_changes($1, (
+	SELECT (pg_catalog.to_hex(pg_catalog.div(n, 4294967296)::bigint) || '/' || pg_catalog.to_hex(pg_catalog.mod(n, 4294967296)::bigint))::pg_catalog.pg_lsn
+	FROM (SELECT pg_catalog.pg_wal_lsn_diff(confirmed_flush_lsn, '0/0') + $2::bigint AS n FROM pg_catalog.pg_replication_slots WHERE slot_name = $1) s
+), $3, 'proto_version', '1', 'publication_names', $4)`
+)
+
+// open makes the copy of the slot where there is enough to pull.
+func (p *pulled) open(ctx context.Context, s *Source) (worth bool, err error) {
+	conn, err := postgres.Connect(ctx, s.o.URL, s.o.ID, "pull")
+	if err != nil {
+		return false, err
+	}
+	p.conn = conn.PgConn()
+	start := p.b.where()
+	var inVain int64
+	var backlog *int64
+	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), $2::pg_lsn)::bigint, coalesce(pg_catalog.pg_wal_lsn_diff($2::pg_lsn, restart_lsn), 0)::bigint
+		FROM pg_catalog.pg_replication_slots WHERE slot_name = $1`, s.o.Slot, string(position(start))).Scan(&backlog, &inVain)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil // to start streaming says what is wrong with the slot
+	}
+	if err != nil {
+		return false, fmt.Errorf("look at the backlog: %w", err)
+	}
+	if backlog == nil || *backlog < max(s.o.Pull, inVain/leastUse) || inVain > farthest {
+		return false, nil
+	}
+	suffix := fmt.Sprintf("_pull_%d", conn.PgConn().PID())
+	p.slot = s.o.Slot[:min(len(s.o.Slot), 63-len(suffix))] + suffix
+	// Rows beyond work_mem go into a temporary file.
+	if _, err := conn.Exec(ctx, `SET work_mem = '64MB'`); err != nil {
+		return false, fmt.Errorf("prepare the session: %w", err)
+	}
+	if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_copy_logical_replication_slot($1, $2, true)`, s.o.Slot, p.slot); err != nil {
+		return false, fmt.Errorf("copy the slot: %w", err)
+	}
+	if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_replication_slot_advance($1, $2::pg_lsn) FROM pg_catalog.pg_replication_slots
+		WHERE slot_name = $1 AND confirmed_flush_lsn < $2::pg_lsn`, p.slot, string(position(start))); err != nil {
+		return false, fmt.Errorf("move the copy of the slot: %w", err)
+	}
+	for name, sql := range map[string]string{"pull": pullSQL, "stand": standSQL} {
+		if _, err := p.conn.Prepare(ctx, name, sql, nil); err != nil {
+			return false, fmt.Errorf("prepare the query: %w", err)
+		}
+	}
+	p.at = standing{confirmed: start, restart: start - uint64(max(inVain, 0)), end: start + uint64(*backlog)}
+	return true, nil
+}
+
+// close ends the session, and a query that it is in the middle of.
+func (p *pulled) close(ctx context.Context) {
+	if p.conn == nil {
+		return
+	}
+	if len(p.asked) > 0 {
+		canceling, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		_ = p.conn.CancelRequest(canceling) // the server notices at the latest when it sends
+	}
+	closeQuietly(ctx, p.conn)
+}
+
+// run pulls until little is left.
+func (p *pulled) run(ctx context.Context) error {
+	if err := p.conn.SyncConn(ctx); err != nil {
+		return fmt.Errorf("take over the session: %w", err)
+	}
+	p.since = time.Now()
+	if err := p.ask(); err != nil || len(p.asked) == 0 {
+		return err
+	}
+	return receive(ctx, p.conn, p.b, p)
+}
+
+// ask asks for another portion or two while there is enough for them. One is asked for ahead, so that the server goes on without waiting for us.
+func (p *pulled) ask() error {
+	rest := p.at.rest()
+	for _, size := range p.asked {
+		rest -= size * p.each
+	}
+	for len(p.asked) < 2 && rest > max(p.least, p.at.inVain()/leastUse) && p.at.inVain() <= farthest {
+		parameters := [][]byte{[]byte(p.slot), strconv.AppendInt(nil, longestPull, 10), strconv.AppendInt(nil, p.size, 10), []byte(p.publication)}
+		to := p.conn.Frontend()
+		to.SendBind(&pgproto3.Bind{PreparedStatement: "pull", Parameters: parameters, ResultFormatCodes: []int16{1}})
+		to.SendExecute(&pgproto3.Execute{})
+		to.SendBind(&pgproto3.Bind{PreparedStatement: "stand", Parameters: parameters[:1]})
+		to.SendExecute(&pgproto3.Execute{})
+		to.SendSync(&pgproto3.Sync{})
+		if err := to.Flush(); err != nil {
+			return err
+		}
+		p.asked = append(p.asked, p.size)
+		rest -= p.size * p.each
+		p.size = min(2*p.size, max(usualPull, p.at.inVain()/inVainFor), mostPull)
+	}
+	return nil
+}
+
+func (p *pulled) message(kind byte, body []byte, chunk *replication.Chunk) error {
+	switch kind {
+	case 'D':
+		if p.told {
+			return p.stands(body)
+		}
+		const head = 2 + 4 // how many columns, and the first one's length
+		if len(body) < head {
+			return errNotAMessage
+		}
+		p.seen++
+		return p.b.decode(body[head:], chunk, 0)
+	case 'C':
+		p.told = !p.told
+	case 'Z':
+		p.ended = true
+		return p.portion()
+	case 'E':
+		return serverError(body)
+	}
+	return nil // what says that a statement was bound, and notices
+}
+
+// stands takes the row that tells where the copy of the slot stands.
+func (p *pulled) stands(row []byte) error {
+	m, before := &message{data: row}, p.at.confirmed
+	if m.uint16() != 3 {
+		return errNotAMessage
+	}
+	for _, to := range []*uint64{&p.at.confirmed, &p.at.restart, &p.at.end} {
+		lsn, err := pglogrepl.ParseLSN(string(m.take(int(int32(m.uint32())))))
+		if err != nil {
+			return fmt.Errorf("read where the slot stands: %w", err)
+		}
+		*to = uint64(lsn)
+	}
+	if p.seen > 0 {
+		p.each = max(int64(p.at.confirmed-before)/p.seen, 1)
+	}
+	return m.err('D')
+}
+
+// portion notes that a portion is complete.
+func (p *pulled) portion() error {
+	if p.b.open {
+		return fmt.Errorf("a portion ended within a transaction: %w", errNotAMessage)
+	}
+	p.b.advanced(pglogrepl.LSN(p.at.confirmed))
+	took := time.Since(p.since)
+	p.since = time.Now()
+	if took > longPull {
+		p.size = max(min(p.size, int64(float64(p.asked[0])*float64(longPull)/float64(took))), 1000)
+	}
+	p.asked, p.seen = p.asked[1:], 0
+	return nil
+}
+
+func (p *pulled) taken() (bool, error) {
+	if !p.ended {
+		return false, nil
+	}
+	p.ended = false
+	if err := p.ask(); err != nil {
+		return true, err
+	}
+	return len(p.asked) == 0, nil
+}
