@@ -73,7 +73,7 @@ func (s *Source) pull(ctx context.Context, b *builder) error {
 	if !s.mayPull() {
 		return nil
 	}
-	p := &pulled{b: b, publication: s.o.Publication, size: s.pace.portion, least: s.o.Pull / 2, each: 100}
+	p := &pulled{b: b, publication: s.o.Publication, size: s.pace.portion, least: s.o.Pull / 2}
 	worth, err := p.open(ctx, s)
 	if err == nil && worth {
 		err = s.pullAll(ctx, p)
@@ -179,7 +179,7 @@ type pulled struct {
 	publication string
 	size        int64 // of the next portion
 	least       int64 // of a rest, in bytes, that another portion is worth
-	each        int64 // how many bytes of log a message took in the last portion
+	each        int64 // how many bytes of log a message took in the last portion; 0 before it
 	seen        int64 // messages of the present portion
 	// asked are the sizes of the portions asked for and not yet answered; since is when the answer to the first of them began.
 	asked []int64
@@ -220,7 +220,7 @@ func (p *pulled) open(ctx context.Context, s *Source) (worth bool, err error) {
 	var inVain int64
 	var backlog *int64
 	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), $2::pg_lsn)::bigint, coalesce(pg_catalog.pg_wal_lsn_diff($2::pg_lsn, restart_lsn), 0)::bigint
-		FROM pg_catalog.pg_replication_slots WHERE slot_name = $1`, s.o.Slot, string(position(start))).Scan(&backlog, &inVain)
+		FROM pg_catalog.pg_replication_slots WHERE slot_name = $1`, pgx.QueryExecModeExec, s.o.Slot, string(position(start))).Scan(&backlog, &inVain)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return false, nil // to start streaming says what is wrong with the slot
 	}
@@ -232,21 +232,12 @@ func (p *pulled) open(ctx context.Context, s *Source) (worth bool, err error) {
 	}
 	suffix := fmt.Sprintf("_pull_%d", conn.PgConn().PID())
 	p.slot = s.o.Slot[:min(len(s.o.Slot), 63-len(suffix))] + suffix
-	// Rows beyond work_mem go into a temporary file.
-	if _, err := conn.Exec(ctx, `SET work_mem = '64MB'`); err != nil {
-		return false, fmt.Errorf("prepare the session: %w", err)
-	}
-	if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_copy_logical_replication_slot($1, $2, true)`, s.o.Slot, p.slot); err != nil {
+	// Rows beyond work_mem go into a temporary file. All in one round trip; a slot is copied and moved at once, not at a commit.
+	copied, from := replication.QuoteLiteral(p.slot), replication.QuoteLiteral(string(position(start)))
+	if err := postgres.Several(ctx, conn, `SET work_mem = '64MB'`,
+		`SELECT pg_catalog.pg_copy_logical_replication_slot(`+replication.QuoteLiteral(s.o.Slot)+`, `+copied+`, true)`,
+		`SELECT pg_catalog.pg_replication_slot_advance(`+copied+`, `+from+`) FROM pg_catalog.pg_replication_slots WHERE slot_name = `+copied+` AND confirmed_flush_lsn < `+from+`::pg_lsn`); err != nil {
 		return false, fmt.Errorf("copy the slot: %w", err)
-	}
-	if _, err := conn.Exec(ctx, `SELECT pg_catalog.pg_replication_slot_advance($1, $2::pg_lsn) FROM pg_catalog.pg_replication_slots
-		WHERE slot_name = $1 AND confirmed_flush_lsn < $2::pg_lsn`, p.slot, string(position(start))); err != nil {
-		return false, fmt.Errorf("move the copy of the slot: %w", err)
-	}
-	for name, sql := range map[string]string{"pull": pullSQL, "stand": standSQL} {
-		if _, err := p.conn.Prepare(ctx, name, sql, nil); err != nil {
-			return false, fmt.Errorf("prepare the query: %w", err)
-		}
 	}
 	p.at = standing{confirmed: start, restart: start - uint64(max(inVain, 0)), end: start + uint64(*backlog)}
 	return true, nil
@@ -277,25 +268,32 @@ func (p *pulled) run(ctx context.Context) error {
 	return receive(ctx, p.conn, p.b, p)
 }
 
-// ask asks for another portion or two while there is enough for them. One is asked for ahead, so that the server goes on without waiting for us.
+// ask asks for another portion or two while there is enough for them. One is asked for ahead, so that the server goes on without waiting for us; at
+// the beginning, where they are small, two.
 func (p *pulled) ask() error {
-	rest := p.at.rest()
+	rest, each := p.at.rest(), max(p.each, 100)
 	for _, size := range p.asked {
-		rest -= size * p.each
+		rest -= size * each
 	}
-	for len(p.asked) < 2 && rest > max(p.least, p.at.inVain()/leastUse) && p.at.inVain() <= farthest {
+	ahead := 2
+	if p.each == 0 {
+		ahead = 3
+	}
+	for len(p.asked) < ahead && rest > max(p.least, p.at.inVain()/leastUse) && p.at.inVain() <= farthest {
 		parameters := [][]byte{[]byte(p.slot), strconv.AppendInt(nil, longestPull, 10), strconv.AppendInt(nil, p.size, 10), []byte(p.publication)}
 		to := p.conn.Frontend()
-		to.SendBind(&pgproto3.Bind{PreparedStatement: "pull", Parameters: parameters, ResultFormatCodes: []int16{1}})
+		to.SendParse(&pgproto3.Parse{Query: pullSQL})
+		to.SendBind(&pgproto3.Bind{Parameters: parameters, ResultFormatCodes: []int16{1}})
 		to.SendExecute(&pgproto3.Execute{})
-		to.SendBind(&pgproto3.Bind{PreparedStatement: "stand", Parameters: parameters[:1]})
+		to.SendParse(&pgproto3.Parse{Query: standSQL})
+		to.SendBind(&pgproto3.Bind{Parameters: parameters[:1]})
 		to.SendExecute(&pgproto3.Execute{})
 		to.SendSync(&pgproto3.Sync{})
 		if err := to.Flush(); err != nil {
 			return err
 		}
 		p.asked = append(p.asked, p.size)
-		rest -= p.size * p.each
+		rest -= p.size * each
 		p.size = min(2*p.size, max(usualPull, p.at.inVain()/inVainFor), mostPull)
 	}
 	return nil
