@@ -2,6 +2,7 @@ package logical
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
@@ -35,6 +36,8 @@ const (
 	leastUse = 8
 	// A portion is meant to take no longer than that, since the query that gives it holds back the source's vacuum.
 	longPull = 10 * time.Second
+	// longestRun is how far the pulling may get ahead of the slot itself, in bytes of log: the source holds it, and the stream decodes it in vain.
+	longestRun = 4 << 30
 	// unsettled is how many bytes of log aren't worth waiting for an acknowledgement before the stream goes on.
 	unsettled = 32 << 20
 	// Where the server refuses, or the destination stands still, the replication protocol is used for so long.
@@ -47,15 +50,13 @@ type pace struct {
 	farBehind, settled time.Duration
 	// A portion is given up once the destination has taken nothing for overlong.
 	overlong time.Duration
-	// acknowledge is how often the slot is moved while a backlog is pulled. Each time the server reads all log since the slot's restart_lsn.
-	acknowledge time.Duration
 	// settle is how long the destination may take to acknowledge much that was pulled before the stream goes on.
 	settle time.Duration
 	// portion is the size of the first one, in messages.
 	portion int64
 }
 
-var usualPace = pace{farBehind: 10 * time.Second, settled: time.Minute, overlong: 45 * time.Second, acknowledge: 10 * time.Second, settle: 3 * time.Second, portion: 5000}
+var usualPace = pace{farBehind: 10 * time.Second, settled: 20 * time.Second, overlong: 45 * time.Second, settle: time.Second, portion: 5000}
 
 // errOverlong looks like a lost connection, so that the stream is tried again.
 var errOverlong = &pgconn.PgError{Severity: "FATAL", Code: "57P05", Message: "the destination takes too little for the source's query to be held open any longer"}
@@ -65,7 +66,8 @@ func (s *Source) mayPull() bool { return s.o.Pull >= 0 && !time.Now().Before(s.n
 // pull makes up for a large backlog by queries: the server decodes as much of the log as a call asks for and returns it as rows
 // (pg_logical_slot_get_binary_changes, "Replication Management Functions" in the PostgreSQL documentation). The messages are those of the
 // replication protocol, but the server doesn't send each by a system call of its own, which is most of its work there. The calls read from a temporary
-// copy of the slot; the slot itself is moved as the destination acknowledges.
+// copy of the slot; the slot itself stays where it is until the stream goes on. (To move it without a stream, by pg_replication_slot_advance, is not safe
+// on all servers: before 13.21, 14.18, 15.13, 16.9 and 17.5 that may let vacuum remove catalog rows that decoding still needs.)
 //
 // It returns nil where the stream should go on from what the builder has reached, which may be at once: the backlog is small, or the server
 // doesn't let us.
@@ -97,25 +99,14 @@ func (s *Source) pull(ctx context.Context, b *builder) error {
 func (s *Source) pullAll(ctx context.Context, p *pulled) error {
 	p.b.pulling(s.pace.overlong)
 	defer p.b.pulling(0)
-	moving, stop := context.WithCancel(ctx)
-	moved := make(chan error, 1)
-	go func() { moved <- s.move(moving) }()
-	err := p.run(ctx)
-	stop()
-	if e := <-moved; err == nil {
-		err = e
-	}
-	if err != nil {
+	if err := p.run(ctx); err != nil {
 		return err
 	}
-	// A session that streams decodes again, in vain, what lies between the slot's own place and what was reached.
+	// A session that streams first decodes all of it again, in vain. What is under way may end before.
 	if p.b.where()-s.acked.Load() < unsettled {
 		return nil
 	}
-	if err := s.acknowledged(ctx, p.b.where(), s.pace.settle); err != nil {
-		return err
-	}
-	return s.moveTo(ctx, s.acked.Load())
+	return s.acknowledged(ctx, p.b.where(), s.pace.settle)
 }
 
 // acknowledged waits until the destination has acknowledged what lies before lsn, for so long at most.
@@ -132,50 +123,14 @@ func (s *Source) acknowledged(ctx context.Context, lsn uint64, limit time.Durati
 	return nil
 }
 
-// move acknowledges to the slot while nobody streams from it.
-func (s *Source) move(ctx context.Context) error {
-	tick := time.NewTicker(s.pace.acknowledge)
-	defer tick.Stop()
-	at := s.acked.Load()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		to := s.acked.Load()
-		if to == at {
-			continue
-		}
-		err := s.moveTo(ctx, to)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case postgres.Code(err) == postgres.CodeObjectInUse:
-			// The session that streamed before is just ending.
-		case err != nil:
-			return fmt.Errorf("acknowledge to slot %q: %w", s.o.Slot, err)
-		default:
-			at = to
-		}
-	}
-}
-
-func (s *Source) moveTo(ctx context.Context, to uint64) error {
-	conn, err := postgres.Connect(ctx, s.o.URL, s.o.ID, "acknowledge")
-	if err != nil {
-		return err
-	}
-	defer closeQuietly(ctx, conn.PgConn())
-	_, err = conn.Exec(ctx, "SELECT pg_catalog.pg_replication_slot_advance($1, $2::pg_lsn)", s.o.Slot, string(position(to)))
-	return err
-}
-
 // pulled is a session that pulls, and what its answers mean.
 type pulled struct {
 	b           *builder
 	conn        *pgconn.PgConn
 	slot        string // the temporary copy
+	from        uint64 // the slot's own restart_lsn
+	start       uint64 // where to start; before: what comes belongs to a transaction from before
+	before      bool
 	publication string
 	size        int64 // of the next portion
 	least       int64 // of a rest, in bytes, that another portion is worth
@@ -232,14 +187,14 @@ func (p *pulled) open(ctx context.Context, s *Source) (worth bool, err error) {
 	}
 	suffix := fmt.Sprintf("_pull_%d", conn.PgConn().PID())
 	p.slot = s.o.Slot[:min(len(s.o.Slot), 63-len(suffix))] + suffix
-	// Rows beyond work_mem go into a temporary file. All in one round trip; a slot is copied and moved at once, not at a commit.
-	copied, from := replication.QuoteLiteral(p.slot), replication.QuoteLiteral(string(position(start)))
-	if err := postgres.Several(ctx, conn, `SET work_mem = '64MB'`,
-		`SELECT pg_catalog.pg_copy_logical_replication_slot(`+replication.QuoteLiteral(s.o.Slot)+`, `+copied+`, true)`,
-		`SELECT pg_catalog.pg_replication_slot_advance(`+copied+`, `+from+`) FROM pg_catalog.pg_replication_slots WHERE slot_name = `+copied+` AND confirmed_flush_lsn < `+from+`::pg_lsn`); err != nil {
+	// Rows beyond work_mem go into a temporary file.
+	if err := postgres.Several(ctx, conn, `SET work_mem = '64MB'`, `SELECT pg_catalog.pg_copy_logical_replication_slot(`+
+		replication.QuoteLiteral(s.o.Slot)+`, `+replication.QuoteLiteral(p.slot)+`, true)`); err != nil {
 		return false, fmt.Errorf("copy the slot: %w", err)
 	}
-	p.at = standing{confirmed: start, restart: start - uint64(max(inVain, 0)), end: start + uint64(*backlog)}
+	p.start = start
+	p.from = start - uint64(max(inVain, 0))
+	p.at = standing{confirmed: start, restart: p.from, end: start + uint64(*backlog)}
 	return true, nil
 }
 
@@ -279,7 +234,7 @@ func (p *pulled) ask() error {
 	if p.each == 0 {
 		ahead = 3
 	}
-	for len(p.asked) < ahead && rest > max(p.least, p.at.inVain()/leastUse) && p.at.inVain() <= farthest {
+	for len(p.asked) < ahead && rest > max(p.least, p.at.inVain()/leastUse) && p.at.inVain() <= farthest && p.at.confirmed-p.from < longestRun {
 		parameters := [][]byte{[]byte(p.slot), strconv.AppendInt(nil, longestPull, 10), strconv.AppendInt(nil, p.size, 10), []byte(p.publication)}
 		to := p.conn.Frontend()
 		to.SendParse(&pgproto3.Parse{Query: pullSQL})
@@ -310,7 +265,9 @@ func (p *pulled) message(kind byte, body []byte, chunk *replication.Chunk) error
 			return errNotAMessage
 		}
 		p.seen++
-		return p.b.decode(body[head:], chunk, 0)
+		if data := body[head:]; !p.skips(data) {
+			return p.b.decode(data, chunk, 0)
+		}
 	case 'C':
 		p.told = !p.told
 	case 'Z':
@@ -320,6 +277,14 @@ func (p *pulled) message(kind byte, body []byte, chunk *replication.Chunk) error
 		return serverError(body)
 	}
 	return nil // what says that a statement was bound, and notices
+}
+
+// skips tells whether a message is part of a transaction from before the start, which the slot hasn't been moved beyond yet.
+func (p *pulled) skips(data []byte) bool {
+	if len(data) > 8 && data[0] == 'B' {
+		p.before = binary.BigEndian.Uint64(data[1:]) < p.start // where its commit lies
+	}
+	return p.before && len(data) > 0 && data[0] != 'R' && data[0] != 'Y'
 }
 
 // stands takes the row that tells where the copy of the slot stands.

@@ -69,7 +69,7 @@ func TestStreamLeavesNothingBehind(t *testing.T) {
 		o.until("the end of the session", func() bool {
 			var n int
 			if err := o.pool.QueryRow(context.Background(), `SELECT (SELECT count(*) FROM pg_stat_activity WHERE application_name = ANY ($1)) + (SELECT count(*) - 1 FROM pg_replication_slots WHERE database = current_database())`,
-				[]string{o.id.ApplicationName("stream"), o.id.ApplicationName("pull"), o.id.ApplicationName("acknowledge")}).Scan(&n); err != nil {
+				[]string{o.id.ApplicationName("stream"), o.id.ApplicationName("pull")}).Scan(&n); err != nil {
 				t.Fatal(err)
 			}
 			return n == 0
