@@ -2,12 +2,14 @@ package pair
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"replicator/replication"
 	"replicator/replication/logical"
+	"replicator/replication/snapshot"
 	"replicator/replication/state"
 )
 
@@ -101,13 +103,33 @@ func (c logicalCapture) begin(ctx context.Context, tables []replication.Table) (
 	if err := c.extend(ctx, tableNames(tables)); err != nil {
 		return "", err
 	}
-	if err := logical.DropSlot(ctx, o.pool, c.slot()); err != nil {
-		return "", c.errorf(err)
-	}
 	bounded, cancel := context.WithTimeout(ctx, slotWait)
 	defer cancel()
-	lsn, err := logical.CreateSlot(bounded, o.url, c.p.id, o.pool, c.slot(), c.p.waiting)
-	return logical.FormatPosition(lsn), c.errorf(err)
+	for {
+		if err := logical.DropSlot(ctx, o.pool, c.slot()); err != nil {
+			return "", c.errorf(err)
+		}
+		lsn, err := logical.CreateSlot(bounded, o.url, c.p.id, o.pool, c.slot(), c.p.waiting)
+		if err != nil {
+			return "", c.errorf(err)
+		}
+		err = logical.ProveSlot(bounded, o.pool, c.slot(), c.publication(), c.ended)
+		if !errors.Is(err, logical.ErrUnreadable) {
+			return logical.FormatPosition(lsn), c.errorf(err)
+		}
+		c.p.log.Warn("a replication slot is of no use and is made anew", "slot", c.slot(), "error", err)
+	}
+}
+
+// ended waits until all transactions have ended that are open now.
+func (c logicalCapture) ended(ctx context.Context) error {
+	conn, err := c.origin().pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	_, err = snapshot.Horizon(ctx, conn.Conn(), c.p.waiting)
+	return err
 }
 
 func (c logicalCapture) extend(ctx context.Context, tables []replication.TableName) error {
