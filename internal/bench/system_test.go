@@ -138,9 +138,12 @@ func (w *world) drain(s *system, id int, limit time.Duration) drain {
 	senders.read(w.senders(s.slot))
 	after := w.used(s)
 	d.sender, d.applier, d.replicator = senders.sum(), after.applier-before.applier, after.replicator-before.replicator
-	// Whoever is stopped before it has acknowledged, and before the slot's restart_lsn has followed, decodes the same again the next time.
+	// Whoever is stopped before it has acknowledged, and before the slot's restart_lsn has followed, decodes the same again the next time. The latter
+	// may need another record of running transactions, so it isn't insisted on.
+	done := time.Now()
 	until(w.b, "acknowledgement by "+s.name, time.Minute, func() bool {
-		return value[bool](w, w.control, "SELECT confirmed_flush_lsn >= $2::pg_lsn AND restart_lsn >= $3::pg_lsn FROM pg_replication_slots WHERE slot_name = $1", s.slot, end, w.calmed)
+		moved := "confirmed_flush_lsn >= $2::pg_lsn AND (restart_lsn >= $3::pg_lsn OR $4)"
+		return value[bool](w, w.control, "SELECT "+moved+" FROM pg_replication_slots WHERE slot_name = $1", s.slot, end, w.calmed, time.Since(done) > 2*time.Second)
 	})
 	s.disable()
 	return d

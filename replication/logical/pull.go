@@ -22,14 +22,14 @@ import (
 const DefaultPull = 2 << 20
 
 const (
-	// A portion is so many messages and what is left of its last transaction. The first is small, so that the destination has work soon; the next
-	// ones double up to usualPull, beyond which the server puts them into a temporary file, or where every call decodes much in vain before it comes
-	// to its portion, to a message for each inVainFor bytes of that (about as much work), but to mostPull at most.
-	usualPull = 500_000
-	mostPull  = 1_000_000
-	inVainFor = 500
-	// A portion doesn't go through more log than that, in bytes.
-	longestPull = 256 << 20
+	// A portion is so many bytes of log and what is left of its last transaction. Every call decodes in vain what lies before its portion, so portions grow
+	// fast: the first is a small part of the backlog, so that the destination has work soon, and each of the next ones a multiple of the one before.
+	leastPull = 256 << 10
+	firstPull = 32 << 20
+	firstPart = 16
+	mostPull  = 256 << 20
+	// mostMessages bounds a portion, too. Beyond some 400 thousand the server puts it into a temporary file.
+	mostMessages = 1_000_000
 	// farthest is how much may be decoded in vain, in bytes of log. No transaction that begins before it is pulled, which bounds the temporary file.
 	farthest = 1 << 30
 	// A part of leastUse of what is decoded in vain is the least backlog that is worth it: the stream decodes the former too, but only once.
@@ -52,11 +52,13 @@ type pace struct {
 	overlong time.Duration
 	// settle is how long the destination may take to acknowledge much that was pulled before the stream goes on.
 	settle time.Duration
-	// portion is the size of the first one, in messages.
+	// portion is the size of the first one at most, in bytes of log.
 	portion int64
+	// growth is how many times as large as the one before it a portion is.
+	growth int64
 }
 
-var usualPace = pace{farBehind: 10 * time.Second, settled: 20 * time.Second, overlong: 45 * time.Second, settle: time.Second, portion: 5000}
+var usualPace = pace{farBehind: 10 * time.Second, settled: 20 * time.Second, overlong: 45 * time.Second, settle: time.Second, portion: firstPull, growth: 4}
 
 // errOverlong looks like a lost connection, so that the stream is tried again.
 var errOverlong = &pgconn.PgError{Severity: "FATAL", Code: "57P05", Message: "the destination takes too little for the source's query to be held open any longer"}
@@ -75,7 +77,7 @@ func (s *Source) pull(ctx context.Context, b *builder) error {
 	if !s.mayPull() {
 		return nil
 	}
-	p := &pulled{b: b, publication: s.o.Publication, size: s.pace.portion, least: s.o.Pull / 2}
+	p := &pulled{b: b, publication: s.o.Publication, least: s.o.Pull / 2, growth: s.pace.growth}
 	worth, err := p.open(ctx, s)
 	if err == nil && worth {
 		err = s.pullAll(ctx, p)
@@ -133,9 +135,8 @@ type pulled struct {
 	before      bool
 	publication string
 	size        int64 // of the next portion
-	least       int64 // of a rest, in bytes, that another portion is worth
-	each        int64 // how many bytes of log a message took in the last portion; 0 before it
-	seen        int64 // messages of the present portion
+	least       int64 // of a rest that another portion is worth
+	growth      int64
 	// asked are the sizes of the portions asked for and not yet answered; since is when the answer to the first of them began.
 	asked []int64
 	since time.Time
@@ -155,7 +156,7 @@ func (a standing) inVain() int64 { return int64(a.confirmed - min(a.confirmed, a
 const (
 	standSQL = `SELECT confirmed_flush_lsn::text, restart_lsn::text, pg_catalog.pg_current_wal_flush_lsn()::text FROM pg_catalog.pg_replication_slots WHERE slot_name = $1`
 
-	// pullSQL takes a portion of $3 messages and what is left of its last transaction, or $2 bytes of log. The end is computed by the server, so that one portion can
+	// pullSQL takes a portion of $2 bytes of log, or $3 messages, and what is left of its last transaction. The end is computed by the server, so that one portion can
 	// be asked for before the one before it has come. Servers before 14 don't add to an LSN.
 	pullSQL = `
 SELECT data FROM pg_catalog.pg_logical_slot_get_binary_changes($1, (
@@ -192,7 +193,7 @@ func (p *pulled) open(ctx context.Context, s *Source) (worth bool, err error) {
 		replication.QuoteLiteral(s.o.Slot)+`, `+replication.QuoteLiteral(p.slot)+`, true)`); err != nil {
 		return false, fmt.Errorf("copy the slot: %w", err)
 	}
-	p.start = start
+	p.start, p.size = start, min(max(*backlog/firstPart, leastPull), s.pace.portion)
 	p.from = start - uint64(max(inVain, 0))
 	p.at = standing{confirmed: start, restart: p.from, end: start + uint64(*backlog)}
 	return true, nil
@@ -223,19 +224,18 @@ func (p *pulled) run(ctx context.Context) error {
 	return receive(ctx, p.conn, p.b, p)
 }
 
-// ask asks for another portion or two while there is enough for them. One is asked for ahead, so that the server goes on without waiting for us; at
-// the beginning, where they are small, two.
+// ask asks for another portion or two while there is enough for them. One is asked for ahead, so that the server goes on without waiting for us.
 func (p *pulled) ask() error {
-	rest, each := p.at.rest(), max(p.each, 100)
+	rest := p.at.rest()
 	for _, size := range p.asked {
-		rest -= size * each
+		rest -= size
 	}
-	ahead := 2
-	if p.each == 0 {
-		ahead = 3
-	}
-	for len(p.asked) < ahead && rest > max(p.least, p.at.inVain()/leastUse) && p.at.inVain() <= farthest && p.at.confirmed-p.from < longestRun {
-		parameters := [][]byte{[]byte(p.slot), strconv.AppendInt(nil, longestPull, 10), strconv.AppendInt(nil, p.size, 10), []byte(p.publication)}
+	for len(p.asked) < 2 && rest > max(p.least, p.at.inVain()/leastUse) && p.at.inVain() <= farthest && p.at.confirmed-p.from < longestRun {
+		size := p.size
+		if rest < size+size/2 {
+			size = min(rest, mostPull) // a little that is left over costs as much in vain as much
+		}
+		parameters := [][]byte{[]byte(p.slot), strconv.AppendInt(nil, size, 10), strconv.AppendInt(nil, mostMessages, 10), []byte(p.publication)}
 		to := p.conn.Frontend()
 		to.SendParse(&pgproto3.Parse{Query: pullSQL})
 		to.SendBind(&pgproto3.Bind{Parameters: parameters, ResultFormatCodes: []int16{1}})
@@ -247,9 +247,9 @@ func (p *pulled) ask() error {
 		if err := to.Flush(); err != nil {
 			return err
 		}
-		p.asked = append(p.asked, p.size)
-		rest -= p.size * each
-		p.size = min(2*p.size, max(usualPull, p.at.inVain()/inVainFor), mostPull)
+		p.asked = append(p.asked, size)
+		rest -= size
+		p.size = min(p.growth*p.size, mostPull)
 	}
 	return nil
 }
@@ -264,7 +264,6 @@ func (p *pulled) message(kind byte, body []byte, chunk *replication.Chunk) error
 		if len(body) < head {
 			return errNotAMessage
 		}
-		p.seen++
 		if data := body[head:]; !p.skips(data) {
 			return p.b.decode(data, chunk, 0)
 		}
@@ -289,7 +288,7 @@ func (p *pulled) skips(data []byte) bool {
 
 // stands takes the row that tells where the copy of the slot stands.
 func (p *pulled) stands(row []byte) error {
-	m, before := &message{data: row}, p.at.confirmed
+	m := &message{data: row}
 	if m.uint16() != 3 {
 		return errNotAMessage
 	}
@@ -299,9 +298,6 @@ func (p *pulled) stands(row []byte) error {
 			return fmt.Errorf("read where the slot stands: %w", err)
 		}
 		*to = uint64(lsn)
-	}
-	if p.seen > 0 {
-		p.each = max(int64(p.at.confirmed-before)/p.seen, 1)
 	}
 	return m.err('D')
 }
@@ -315,9 +311,9 @@ func (p *pulled) portion() error {
 	took := time.Since(p.since)
 	p.since = time.Now()
 	if took > longPull {
-		p.size = max(min(p.size, int64(float64(p.asked[0])*float64(longPull)/float64(took))), 1000)
+		p.size = max(min(p.size, int64(float64(p.asked[0])*float64(longPull)/float64(took))), leastPull)
 	}
-	p.asked, p.seen = p.asked[1:], 0
+	p.asked = p.asked[1:]
 	return nil
 }
 

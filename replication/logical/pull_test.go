@@ -67,7 +67,7 @@ func TestPulledIsStreamed(t *testing.T) {
 	want := o.backlog()
 	o.until("the slot to be free", o.free)
 	src := NewSource(Options{URL: o.url, ID: o.id, Slot: o.name, Publication: o.name, Pull: 1, Limits: Limits{Changes: 50}})
-	src.pace.portion = 10
+	src.pace.portion, src.pace.growth = 5000, 1
 	st := start(t, src, position(o.at))
 	rd := newReader(t, o.at)
 	for len(rd.all) < 10 {
@@ -192,7 +192,7 @@ func TestPullLost(t *testing.T) {
 	} {
 		o.until("the server", func() bool { return o.pool.Ping(o.ctx()) == nil && o.free() })
 		src := NewSource(Options{URL: through, ID: o.id, Slot: o.name, Publication: o.name, Pull: 1, Limits: Limits{Changes: 50}})
-		src.pace.portion = 10 // most of the backlog has yet to be asked for
+		src.pace.portion, src.pace.growth = 5000, 1 // most of the backlog has yet to be asked for
 		st := start(t, src, at)
 		for n := len(rd.all); len(rd.all) < n+5; {
 			rd.add(st.next(), "")
@@ -218,14 +218,14 @@ func TestPullLost(t *testing.T) {
 
 // The bytes of log between two places, and what a portion costs, follow from what the server says.
 func TestStanding(t *testing.T) {
-	p := &pulled{seen: 10, at: standing{confirmed: 1000}}
+	p := &pulled{}
 	row := []byte{0, 3}
 	for _, lsn := range []replication.Position{"0/800", "0/100", "1/0"} {
 		row = append(row, 0, 0, 0, byte(len(lsn)))
 		row = append(row, lsn...)
 	}
-	if err := p.stands(row); err != nil || p.at != (standing{confirmed: 0x800, restart: 0x100, end: 1 << 32}) || p.each != (0x800-1000)/10 {
-		t.Errorf("%+v, %d (%v)", p.at, p.each, err)
+	if err := p.stands(row); err != nil || p.at != (standing{confirmed: 0x800, restart: 0x100, end: 1 << 32}) {
+		t.Errorf("%+v (%v)", p.at, err)
 	}
 	if p.at.rest() != 1<<32-0x800 || p.at.inVain() != 0x700 {
 		t.Errorf("%d, %d", p.at.rest(), p.at.inVain())

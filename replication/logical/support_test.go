@@ -73,7 +73,7 @@ func (o *origin) source(l Limits) *Source {
 		options.Pull = -1
 	case 2:
 		s := NewSource(options)
-		s.pace = pace{farBehind: time.Millisecond, overlong: time.Minute, settle: 20 * time.Millisecond, portion: 3}
+		s.pace = pace{farBehind: time.Millisecond, overlong: time.Minute, settle: 20 * time.Millisecond, portion: 500, growth: 2}
 		return s
 	}
 	return NewSource(options)
