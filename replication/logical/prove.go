@@ -22,7 +22,7 @@ const codeInternal = "XX000"
 // A change of the catalog after the slot was made lets the server take a new snapshot of it when it decodes; ended waits for all transactions that
 // were open then. What is after them is safe; what is before is decoded here. The error is ErrUnreadable if that failed; then the slot is of no use.
 func ProveSlot(ctx context.Context, q querier, name, publication string, ended func(context.Context) error) error {
-	if _, err := q.Exec(ctx, "ALTER PUBLICATION "+replication.QuoteIdent(publication)+" SET (publish = 'insert, update, delete, truncate')"); err != nil {
+	if _, err := q.Exec(ctx, "ALTER PUBLICATION "+replication.QuoteIdent(publication)+" SET "+published); err != nil {
 		return fmt.Errorf("alter publication %q: %w", publication, err)
 	}
 	if err := ended(ctx); err != nil {

@@ -13,6 +13,9 @@ import (
 	"replicator/replication"
 )
 
+// published is what of the tables' changes a publication of ours carries.
+const published = "(publish = 'insert, update, delete, truncate')"
+
 const publishedSQL = `
 SELECT n.nspname::text, c.relname::text FROM pg_publication p
 JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -29,7 +32,7 @@ func EnsurePublication(ctx context.Context, q querier, name string, tables []rep
 	}
 	if !exists {
 		// Leaves are published one by one, under their own names.
-		_, err := q.Exec(ctx, "CREATE PUBLICATION "+replication.QuoteIdent(name)+" FOR TABLE "+list(want)+" WITH (publish = 'insert, update, delete, truncate')")
+		_, err := q.Exec(ctx, "CREATE PUBLICATION "+replication.QuoteIdent(name)+" FOR TABLE "+list(want)+" WITH "+published)
 		if err == nil || postgres.Code(err) != postgres.CodeDuplicateObject {
 			return wrapPublication("create", name, err)
 		}
