@@ -48,6 +48,8 @@ const (
 type pace struct {
 	// A stream that has run for settled and whose messages come farBehind late tries to pull.
 	farBehind, settled time.Duration
+	// again is how long it isn't looked for a backlog after there was none that is worth it.
+	again time.Duration
 	// A portion is given up once the destination has taken nothing for overlong.
 	overlong time.Duration
 	// settle is how long the destination may take to acknowledge much that was pulled before the stream goes on.
@@ -58,7 +60,7 @@ type pace struct {
 	growth int64
 }
 
-var usualPace = pace{farBehind: 10 * time.Second, settled: 20 * time.Second, overlong: 45 * time.Second, settle: time.Second, portion: firstPull, growth: 4}
+var usualPace = pace{farBehind: 10 * time.Second, settled: 20 * time.Second, again: time.Minute, overlong: 45 * time.Second, settle: time.Second, portion: firstPull, growth: 4}
 
 // errOverlong looks like a lost connection, so that the stream is tried again.
 var errOverlong = &pgconn.PgError{Severity: "FATAL", Code: "57P05", Message: "the destination takes too little for the source's query to be held open any longer"}
@@ -79,8 +81,11 @@ func (s *Source) pull(ctx context.Context, b *builder) error {
 	}
 	p := &pulled{b: b, publication: s.o.Publication, least: s.o.Pull / 2, growth: s.pace.growth}
 	worth, err := p.open(ctx, s)
-	if err == nil && worth {
+	switch {
+	case err == nil && worth:
 		err = s.pullAll(ctx, p)
+	case err == nil:
+		s.notBefore = time.Now().Add(s.pace.again) // or the stream would be ended again and again, and decode in vain each time
 	}
 	p.close(ctx)
 	if err == nil {

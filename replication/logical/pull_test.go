@@ -51,7 +51,7 @@ func (o *origin) copies() (n int) {
 	return n
 }
 
-func same1(t *testing.T, got, want []transaction) {
+func sameTransactions(t *testing.T, got, want []transaction) {
 	t.Helper()
 	if !reflect.DeepEqual(got, want) {
 		t.Fatalf("%d transactions came, or others than the %d that there are", len(got), len(want))
@@ -80,7 +80,7 @@ func TestPulledIsStreamed(t *testing.T) {
 	if o.copies() != 1 {
 		t.Fatal("nothing is being pulled")
 	}
-	same1(t, st.until(rd, "end"), want)
+	sameTransactions(t, st.until(rd, "end"), want)
 	last := want[len(want)-1].position
 	src.Acknowledge(last)
 	o.until("the stream after the backlog", func() bool {
@@ -167,8 +167,32 @@ func TestPullHeldUp(t *testing.T) {
 	st = start(t, src, at)
 	rest := newReader(t, mustParse(t, at))
 	o.until("the stream", func() bool { return !o.free() && o.copies() == 0 })
-	same1(t, append(rd.all, st.until(rest, "end")...), want)
+	sameTransactions(t, append(rd.all, st.until(rest, "end")...), want)
 	st.stop()
+}
+
+// A stream that is behind where nothing can be gained by pulling is left alone: ended again and again, it would decode the same again each time.
+func TestNotWorthPulling(t *testing.T) {
+	o := newOrigin(t, pgtest.Shared(t).Database(t), simple, "t")
+	src := NewSource(Options{URL: o.url, ID: o.id, Slot: o.name, Publication: o.name, Pull: 1 << 50})
+	src.pace.farBehind, src.pace.settled = 0, 0 // always behind
+	st := start(t, src, position(o.at))
+	sessions := map[int32]bool{}
+	for i := range 30 {
+		o.beat(fmt.Sprint(i))
+		st.until(newReader(t, 0), fmt.Sprint(i))
+		o.until("the stream", func() bool {
+			s, err := ReadSlot(o.ctx(), o.pool, o.name)
+			if err == nil && s.Active {
+				sessions[s.ActivePID] = true
+			}
+			return err == nil && s.Active
+		})
+	}
+	st.stop()
+	if len(sessions) > 2 {
+		t.Errorf("%d sessions streamed", len(sessions))
+	}
 }
 
 // Whatever ends a session in the middle of a portion is worth another try, which goes on where the destination stands.
@@ -212,7 +236,7 @@ func TestPullLost(t *testing.T) {
 	}
 	o.until("the server", func() bool { return o.pool.Ping(o.ctx()) == nil && o.free() })
 	st := start(t, o.source(Limits{}), at)
-	same1(t, st.until(rd, "end"), want)
+	sameTransactions(t, st.until(rd, "end"), want)
 	st.stop()
 }
 

@@ -117,11 +117,11 @@ func (s *Source) Stream(ctx context.Context, start replication.Position, out cha
 
 // feed fills the builder until ctx ends or an error occurs: from the replication session, or while much is to be made up for by pulling.
 func (s *Source) feed(ctx context.Context, b *builder) error {
-	for {
+	for ours := false; ; ours = true { // ours: the session that streamed before is just ending
 		if err := s.pull(ctx, b); err != nil {
 			return err
 		}
-		if err := s.stream(ctx, b); !errors.Is(err, errBehind) {
+		if err := s.stream(ctx, b, ours); !errors.Is(err, errBehind) {
 			return err
 		}
 	}

@@ -13,11 +13,13 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"replicator/internal/postgres"
+	"replicator/internal/retry"
 	"replicator/replication"
 )
 
 // stream goes on from where the builder stands by the replication protocol, until ctx ends or an error occurs; errBehind between two transactions.
-func (s *Source) stream(ctx context.Context, b *builder) (err error) {
+// A slot that is in use is waited for if a session of ours has used it.
+func (s *Source) stream(ctx context.Context, b *builder, ours bool) (err error) {
 	conn, err := postgres.ConnectReplication(ctx, s.o.URL, s.o.ID, "stream")
 	if err != nil {
 		return err
@@ -34,7 +36,14 @@ func (s *Source) stream(ctx context.Context, b *builder) (err error) {
 		return fmt.Errorf("take over the session: %w", err)
 	}
 	lsn := pglogrepl.LSN(b.where())
-	if err := pglogrepl.StartReplication(ctx, conn, s.o.Slot, lsn, pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication, PluginArgs: args}); err != nil {
+	err = retry.Do(ctx, retry.Policy{Attempts: 6}, func(ctx context.Context) error {
+		err := pglogrepl.StartReplication(ctx, conn, s.o.Slot, lsn, pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication, PluginArgs: args})
+		if ours && postgres.Code(err) == postgres.CodeObjectInUse {
+			return err
+		}
+		return retry.Stop(err)
+	})
+	if err != nil {
 		return fmt.Errorf("start streaming from slot %q at %s: %w", s.o.Slot, lsn, err)
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -115,9 +124,12 @@ func serverError(body []byte) error {
 var errBehind = errors.New("the stream is far behind")
 
 func (r *streamed) taken() (bool, error) {
+	if r.b.late <= r.s.pace.farBehind { // which only this goroutine writes
+		return false, nil
+	}
 	r.b.mu.Lock()
 	defer r.b.mu.Unlock()
-	if r.b.late > r.s.pace.farBehind && !r.b.open && !r.b.closed && r.s.mayPull() && time.Since(r.began) > r.s.pace.settled {
+	if !r.b.open && !r.b.closed && r.s.mayPull() && time.Since(r.began) > r.s.pace.settled {
 		return true, errBehind
 	}
 	return false, nil
@@ -131,7 +143,7 @@ var errStreamEnded = &pgconn.PgError{Severity: "FATAL", Code: "57P01", Message: 
 // stands still must not keep it from doing so. Otherwise it asks only after half of wal_sender_timeout without word from us.
 const impatience = 30
 
-// message takes the body of one CopyData message, which lies in chunk if that isn't nil. The caller holds the builder's mu.
+// data takes the body of one CopyData message, which lies in chunk if that isn't nil. The caller holds the builder's mu.
 func (r *streamed) data(data []byte, chunk *replication.Chunk) error {
 	const head = 1 + 8 + 8 + 8 // XLogData: its start, the end of the log, the time of sending
 	switch {
