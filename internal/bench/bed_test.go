@@ -2,7 +2,6 @@ package bench
 
 import (
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"regexp"
@@ -44,9 +43,7 @@ type rival struct {
 
 func newBed(b *testing.B) *bed {
 	b.Helper()
-	s := maps.Clone(settings)
-	s["shared_buffers"] = "4GB" // all databases fit: what is measured is work, not the disk's reads
-	d := &bed{world: &world{b: b, source: pgtest.Start(b, pgtest.Options{Settings: s}), target: pgtest.Start(b, pgtest.Options{Settings: s})}, size: scaled(b, 50)}
+	d := &bed{world: &world{b: b, source: pgtest.Start(b, pgtest.Options{Settings: settings}), target: pgtest.Start(b, pgtest.Options{Settings: settings})}, size: scaled(b, 50)}
 	pin(b, d.source.Pid(), sourceCore)
 	pin(b, d.target.Pid(), targetCore)
 	return d

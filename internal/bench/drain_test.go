@@ -23,20 +23,31 @@ func (l workload) run(b *testing.B) row {
 	w.replicator()
 	units := 0
 	for round := range rounds(b) {
-		units = l.write(w, round)
-		w.exec(w.origin, fmt.Sprintf("INSERT INTO bench_done VALUES (%d)", round))
-		w.calm()
-		for i := range w.systems {
-			s := w.systems[(i+round)%len(w.systems)]
-			s.drains = append(s.drains, w.drain(s, round, drainLimit))
-			w.equal(s.url)
-		}
+		units = l.round(w, round)
 	}
 	r := row{name: l.name, what: l.what, unit: l.unit, units: units, goal: l.goal}
 	for _, s := range w.systems {
 		r.systems = append(r.systems, summary{name: s.name, median: medians(s.drains)})
 	}
 	return r
+}
+
+// round writes the workload's backlog, lets the systems drain it in turn, and returns its size in units.
+func (l workload) round(w *world, round int) int {
+	w.b.Helper()
+	units := l.write(w, round)
+	w.exec(w.origin, fmt.Sprintf("INSERT INTO bench_done VALUES (%d)", round))
+	w.calm()
+	for i := range w.systems {
+		s := w.systems[(i+round)%len(w.systems)]
+		s.drains = append(s.drains, w.drain(s, round, drainLimit))
+	}
+	// To read the source makes it clean its pages, which goes into the log: only now.
+	for _, s := range w.systems {
+		w.equal(s.url)
+	}
+	w.settle()
+	return units
 }
 
 // medians takes each number's median by itself.

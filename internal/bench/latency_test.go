@@ -35,7 +35,12 @@ func BenchmarkLatency(b *testing.B) {
 				w.pgbench("--no-vacuum", "--client=4", "--jobs=1", "--protocol=prepared", "--rate=2000", fmt.Sprintf("--time=%d", seconds))
 				return nil
 			})
-			for end := time.Now().Add(time.Duration(seconds) * time.Second); time.Now().Before(end); {
+			read := time.Now()
+			for end := read.Add(time.Duration(seconds) * time.Second); time.Now().Before(end); {
+				if time.Since(read) > time.Second {
+					senders.read(w.senders(s.slot)) // what was written meanwhile may be pulled first
+					read = time.Now()
+				}
 				id++
 				samples[s.name] = append(samples[s.name], w.probe(s, id))
 				<-time.After(10 * time.Millisecond)

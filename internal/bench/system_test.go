@@ -120,7 +120,6 @@ const applierSQL = `SELECT coalesce((SELECT pid FROM pg_stat_activity WHERE datn
 // drain lets one system work until the target shows the last transaction, bench_done's row id.
 func (w *world) drain(s *system, id int, limit time.Duration) drain {
 	w.b.Helper()
-	end := value[string](w, w.control, "SELECT pg_current_wal_flush_lsn()::text")
 	s.enable()
 	until(w.b, "active slot of "+s.name, time.Minute, func() bool { return len(w.senders(s.slot)) > 0 })
 	began := time.Now()
@@ -138,15 +137,24 @@ func (w *world) drain(s *system, id int, limit time.Duration) drain {
 	senders.read(w.senders(s.slot))
 	after := w.used(s)
 	d.sender, d.applier, d.replicator = senders.sum(), after.applier-before.applier, after.replicator-before.replicator
-	// Whoever is stopped before it has acknowledged, and before the slot's restart_lsn has followed, decodes the same again the next time. The latter
-	// may need another record of running transactions, so it isn't insisted on.
-	done := time.Now()
-	until(w.b, "acknowledgement by "+s.name, time.Minute, func() bool {
-		moved := "confirmed_flush_lsn >= $2::pg_lsn AND (restart_lsn >= $3::pg_lsn OR $4)"
-		return value[bool](w, w.control, "SELECT "+moved+" FROM pg_replication_slots WHERE slot_name = $1", s.slot, end, w.calmed, time.Since(done) > 2*time.Second)
-	})
 	s.disable()
 	return d
+}
+
+// settle lets every system acknowledge all that there is, until its slot begins decoding behind it. Otherwise the next drain would decode the same
+// again, in vain. A checkpoint logs the running transactions, which decoding needs to see there; an idle native worker acknowledges only what comes.
+func (w *world) settle() {
+	w.b.Helper()
+	end := value[string](w, w.control, "SELECT pg_current_wal_flush_lsn()::text")
+	w.exec(w.source.URL("postgres"), "CHECKPOINT")
+	for _, s := range w.systems {
+		s.enable()
+		w.exec(w.origin, "INSERT INTO bench_done SELECT least(min(id), 0) - 1 FROM bench_done")
+		until(w.b, "acknowledgement by "+s.name, time.Minute, func() bool {
+			return value[bool](w, w.control, "SELECT least(confirmed_flush_lsn, restart_lsn) >= $2::pg_lsn FROM pg_replication_slots WHERE slot_name = $1", s.slot, end)
+		})
+		s.disable()
+	}
 }
 
 // used is what a running system's processes have used so far, but for those that send.

@@ -130,14 +130,7 @@ func BenchmarkWire(b *testing.B) {
 			w.far(h.name, fmt.Sprintf("wire%d", i), h.source, h.target)
 		}
 		for round := range rounds(b) {
-			l.write(w, round)
-			w.exec(w.origin, fmt.Sprintf("INSERT INTO bench_done VALUES (%d)", round))
-			w.calm()
-			for i := range w.systems {
-				s := w.systems[(i+round)%len(w.systems)]
-				s.drains = append(s.drains, w.drain(s, round, drainLimit))
-				w.equal(s.url)
-			}
+			l.round(w, round)
 		}
 		fmt.Printf("\nscale %g, %d rounds\n\n| B1, replicator's place | seconds | throughput against loopback | goal |\n| --- | --- | --- | --- |\n", scale(b), rounds(b))
 		for _, s := range w.systems {
