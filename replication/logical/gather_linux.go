@@ -14,16 +14,17 @@ import (
 // that takes each at once has itself woken by each, at the server's cost. While much comes late, the socket reports data only from enough bytes on
 // (SO_RCVLOWAT in socket(7)), or after a moment; on a quiet stream nothing waits.
 type gatherer struct {
-	raw    syscall.RawConn
-	moment time.Duration // how long to let messages gather, as what was read last came late
-	low    int           // SO_RCVLOWAT
+	raw syscall.RawConn
+	low int // SO_RCVLOWAT
 }
 
 const (
-	// enough is what is waited for at most, inTime how late messages may come without being waited for, longest the longest moment.
+	// enough is what is waited for at most, inTime how late messages may come without being waited for, longest the longest moment; pulling is that of a
+	// backlog that is pulled, which the server sends 8 kB at a time.
 	enough  = 512 << 10
 	inTime  = 20 * time.Millisecond
 	longest = 10 * time.Millisecond
+	pulling = time.Millisecond
 )
 
 func newGatherer(conn net.Conn) *gatherer {
@@ -41,26 +42,23 @@ func newGatherer(conn net.Conn) *gatherer {
 	return &gatherer{raw: raw, low: 1}
 }
 
-// read notes how late what came before was sent: the later, the more may gather, so that waiting adds a part to what has been lost already. A stream
-// that follows in time has bursts, and whoever waits for their last row.
-func (g *gatherer) read(late time.Duration) {
-	if g != nil {
-		g.moment = min(max((late-inTime)/4, 0), longest)
-	}
-}
-
-// wait returns when a read is worth it.
-func (g *gatherer) wait(ctx context.Context, conn net.Conn) error {
+// wait returns when a read is worth it. The later what came last was sent, the more may gather, so that waiting adds a part to what has been lost
+// already. A stream that follows in time has bursts, and whoever waits for their last row.
+func (g *gatherer) wait(ctx context.Context, conn net.Conn, late time.Duration, backlog bool) error {
 	if g == nil {
 		return nil
 	}
-	if g.moment == 0 {
+	moment := min(max((late-inTime)/4, 0), longest)
+	if backlog {
+		moment = pulling
+	}
+	if moment == 0 {
 		return g.set(1)
 	}
 	if err := g.set(enough); err != nil {
 		return err
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(g.moment)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(moment)); err != nil {
 		return err
 	}
 	waited := false
@@ -83,6 +81,13 @@ func (g *gatherer) wait(ctx context.Context, conn net.Conn) error {
 		return err
 	}
 	return ctx.Err() // whose end may have set a deadline that was just taken away
+}
+
+// close leaves the socket as it was.
+func (g *gatherer) close() {
+	if g != nil {
+		_ = g.set(1) // a socket that is closed needs nothing
+	}
 }
 
 // set sets SO_RCVLOWAT.

@@ -13,6 +13,6 @@ type gatherer struct{}
 
 func newGatherer(net.Conn) *gatherer { return nil }
 
-func (*gatherer) wait(context.Context, net.Conn) error { return nil }
+func (*gatherer) wait(context.Context, net.Conn, time.Duration, bool) error { return nil }
 
-func (*gatherer) read(time.Duration) {}
+func (*gatherer) close() {}

@@ -29,7 +29,7 @@ const (
 	firstPart = 16
 	mostPull  = 256 << 20
 	// mostMessages bounds a portion, too. Beyond some 400 thousand the server puts it into a temporary file.
-	mostMessages = 1_000_000
+	mostMessages = 2_000_000
 	// farthest is how much may be decoded in vain, in bytes of log. No transaction that begins before it is pulled, which bounds the temporary file.
 	farthest = 1 << 30
 	// A part of leastUse of what is decoded in vain is the least backlog that is worth it: the stream decodes the former too, but only once.
@@ -57,10 +57,10 @@ type pace struct {
 	// portion is the size of the first one at most, in bytes of log.
 	portion int64
 	// growth is how many times as large as the one before it a portion is.
-	growth int64
+	growth float64
 }
 
-var usualPace = pace{farBehind: 10 * time.Second, settled: 20 * time.Second, again: time.Minute, overlong: 45 * time.Second, settle: time.Second, portion: firstPull, growth: 4}
+var usualPace = pace{farBehind: 10 * time.Second, settled: 20 * time.Second, again: time.Minute, overlong: 45 * time.Second, settle: time.Second, portion: firstPull, growth: 3}
 
 // errOverlong looks like a lost connection, so that the stream is tried again.
 var errOverlong = &pgconn.PgError{Severity: "FATAL", Code: "57P05", Message: "the destination takes too little for the source's query to be held open any longer"}
@@ -92,7 +92,7 @@ func (s *Source) pull(ctx context.Context, b *builder) error {
 		return nil
 	}
 	err = fmt.Errorf("pull from slot %q: %w", s.o.Slot, err)
-	if code := postgres.Code(err); ctx.Err() == nil && (errors.Is(err, errOverlong) || (code != "" && !strings.HasPrefix(code, "57P"))) {
+	if ctx.Err() == nil && (errors.Is(err, errOverlong) || refused(err)) {
 		s.notBefore = time.Now().Add(respite)
 		if !errors.Is(err, errOverlong) && b.between() {
 			// Without the right, a free slot, or room for a temporary file: the replication protocol needs none of them.
@@ -101,6 +101,12 @@ func (s *Source) pull(ctx context.Context, b *builder) error {
 		}
 	}
 	return err
+}
+
+// refused tells whether the server has said no, rather than been lost.
+func refused(err error) bool {
+	code := postgres.Code(err)
+	return code != "" && !strings.HasPrefix(code, "57P")
 }
 
 func (s *Source) pullAll(ctx context.Context, p *pulled) error {
@@ -130,24 +136,42 @@ func (s *Source) acknowledged(ctx context.Context, lsn uint64, limit time.Durati
 	return nil
 }
 
-// pulled is a session that pulls, and what its answers mean.
+// pulled is a backlog that is being pulled, and what the answers to its queries mean.
 type pulled struct {
-	b           *builder
-	conn        *pgconn.PgConn
-	slot        string // the temporary copy
+	b *builder
+	// Two sessions take turns where the server allows it: one decodes a portion while the other one's is taken. Each reads from a temporary copy of the
+	// slot, which is made anew for every portion, from the other's.
+	sessions    []*session
 	from        uint64 // the slot's own restart_lsn
 	start       uint64 // where to start; before: what comes belongs to a transaction from before
 	before      bool
 	publication string
 	size        int64 // of the next portion
 	least       int64 // of a rest that another portion is worth
-	growth      int64
-	// asked are the sizes of the portions asked for and not yet answered; since is when the answer to the first of them began.
-	asked []int64
-	since time.Time
-	// told: the portion's rows are complete, and what comes is where the slot stands, which is at. ended: that answer is complete, too.
-	told, ended bool
-	at          standing
+	growth      float64
+	// asked are the portions asked for and not yet answered; turns counts all that were asked for. reading is the session whose answer is being read.
+	asked   []portion
+	turns   int
+	reading *session
+	// ready: the portion is decoded, and comes. told: its rows are complete, and what comes is where its copy of the slot stands, which is at. ended: that
+	// answer is complete, too.
+	ready, told, ended bool
+	at                 standing
+}
+
+// session reads from a temporary copy of a slot, slot.
+type session struct {
+	conn *pgconn.PgConn
+	slot string
+}
+
+// portion is a part of the backlog that a session was asked for.
+type portion struct {
+	by    *session
+	size  int64 // bytes of log
+	began time.Time
+	// copying: the answer to the query that makes the copy of the slot is yet to come.
+	copying bool
 }
 
 // standing is where the copy of the slot stands.
@@ -170,13 +194,12 @@ SELECT data FROM pg_catalog.pg_logical_slot_get_binary_changes($1, (
 ), $3, 'proto_version', '1', 'publication_names', $4)`
 )
 
-// open makes the copy of the slot where there is enough to pull.
+// open makes copies of the slot where there is enough to pull.
 func (p *pulled) open(ctx context.Context, s *Source) (worth bool, err error) {
-	conn, err := postgres.Connect(ctx, s.o.URL, s.o.ID, "pull")
+	conn, err := p.connect(ctx, s)
 	if err != nil {
 		return false, err
 	}
-	p.conn = conn.PgConn()
 	start := p.b.where()
 	var inVain int64
 	var backlog *int64
@@ -191,79 +214,133 @@ func (p *pulled) open(ctx context.Context, s *Source) (worth bool, err error) {
 	if backlog == nil || *backlog < max(s.o.Pull, inVain/leastUse) || inVain > farthest {
 		return false, nil
 	}
-	suffix := fmt.Sprintf("_pull_%d", conn.PgConn().PID())
-	p.slot = s.o.Slot[:min(len(s.o.Slot), 63-len(suffix))] + suffix
-	// Rows beyond work_mem go into a temporary file.
-	if err := postgres.Several(ctx, conn, `SET work_mem = '64MB'`, `SELECT pg_catalog.pg_copy_logical_replication_slot(`+
-		replication.QuoteLiteral(s.o.Slot)+`, `+replication.QuoteLiteral(p.slot)+`, true)`); err != nil {
-		return false, fmt.Errorf("copy the slot: %w", err)
+	if err := p.copySlot(ctx, conn, s.o.Slot); err != nil {
+		return false, err
 	}
 	p.start, p.size = start, min(max(*backlog/firstPart, leastPull), s.pace.portion)
 	p.from = start - uint64(max(inVain, 0))
 	p.at = standing{confirmed: start, restart: p.from, end: start + uint64(*backlog)}
-	return true, nil
+	if p.at.rest()-p.size > p.least {
+		err = p.openOther(ctx, s)
+	}
+	return true, err
 }
 
-// close ends the session, and a query that it is in the middle of.
-func (p *pulled) close(ctx context.Context) {
-	if p.conn == nil {
-		return
+// openOther makes the other session, if the server has room for it.
+func (p *pulled) openOther(ctx context.Context, s *Source) error {
+	conn, err := p.connect(ctx, s)
+	if err == nil {
+		if err = p.copySlot(ctx, conn, s.o.Slot); err == nil {
+			return nil
+		}
+		closeQuietly(ctx, conn.PgConn())
+		p.sessions = p.sessions[:1]
 	}
-	if len(p.asked) > 0 {
-		canceling, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		defer cancel()
-		_ = p.conn.CancelRequest(canceling) // the server notices at the latest when it sends
-	}
-	closeQuietly(ctx, p.conn)
-}
-
-// run pulls until little is left.
-func (p *pulled) run(ctx context.Context) error {
-	if err := p.conn.SyncConn(ctx); err != nil {
-		return fmt.Errorf("take over the session: %w", err)
-	}
-	p.since = time.Now()
-	if err := p.ask(); err != nil || len(p.asked) == 0 {
+	if !refused(err) {
 		return err
 	}
-	return receive(ctx, p.conn, p.b, p)
+	s.o.Log.Debug("a backlog is pulled by one session", "error", err)
+	return nil
 }
 
-// ask asks for another portion or two while there is enough for them. One is asked for ahead, so that the server goes on without waiting for us.
-func (p *pulled) ask() error {
-	rest := p.at.rest()
-	for _, size := range p.asked {
-		rest -= size
+// connect adds a session.
+func (p *pulled) connect(ctx context.Context, s *Source) (*pgx.Conn, error) {
+	conn, err := postgres.Connect(ctx, s.o.URL, s.o.ID, "pull")
+	if err != nil {
+		return nil, err
 	}
-	for len(p.asked) < 2 && rest > max(p.least, p.at.inVain()/leastUse) && p.at.inVain() <= farthest && p.at.confirmed-p.from < longestRun {
-		size := p.size
-		if rest < size+size/2 {
-			size = min(rest, mostPull) // a little that is left over costs as much in vain as much
-		}
-		parameters := [][]byte{[]byte(p.slot), strconv.AppendInt(nil, size, 10), strconv.AppendInt(nil, mostMessages, 10), []byte(p.publication)}
-		to := p.conn.Frontend()
-		to.SendParse(&pgproto3.Parse{Query: pullSQL})
-		to.SendBind(&pgproto3.Bind{Parameters: parameters, ResultFormatCodes: []int16{1}})
-		to.SendExecute(&pgproto3.Execute{})
-		to.SendParse(&pgproto3.Parse{Query: standSQL})
-		to.SendBind(&pgproto3.Bind{Parameters: parameters[:1]})
-		to.SendExecute(&pgproto3.Execute{})
-		to.SendSync(&pgproto3.Sync{})
-		if err := to.Flush(); err != nil {
-			return err
-		}
-		p.asked = append(p.asked, size)
-		rest -= size
-		p.size = min(p.growth*p.size, mostPull)
+	suffix := fmt.Sprintf("_pull_%d", conn.PgConn().PID())
+	p.sessions = append(p.sessions, &session{conn: conn.PgConn(), slot: s.o.Slot[:min(len(s.o.Slot), 63-len(suffix))] + suffix})
+	return conn, nil
+}
+
+// copySlot makes the newest session's copy of a slot.
+func (p *pulled) copySlot(ctx context.Context, conn *pgx.Conn, slot string) error {
+	// Rows beyond work_mem go into a temporary file.
+	if err := postgres.Several(ctx, conn, `SET work_mem = '64MB'`, copySQL(slot, p.sessions[len(p.sessions)-1].slot)); err != nil {
+		return fmt.Errorf("copy the slot: %w", err)
 	}
 	return nil
 }
 
+func copySQL(from, to string) string {
+	return `SELECT pg_catalog.pg_copy_logical_replication_slot(` + replication.QuoteLiteral(from) + `, ` + replication.QuoteLiteral(to) + `, true)`
+}
+
+// close ends the sessions, and the queries that they are in the middle of.
+func (p *pulled) close(ctx context.Context) {
+	canceling, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	for _, a := range p.asked {
+		_ = a.by.conn.CancelRequest(canceling) // the server notices at the latest when it sends
+	}
+	for _, s := range p.sessions {
+		closeQuietly(ctx, s.conn)
+	}
+}
+
+// run pulls until little is left.
+func (p *pulled) run(ctx context.Context) error {
+	for _, s := range p.sessions {
+		if err := s.conn.SyncConn(ctx); err != nil {
+			return fmt.Errorf("take over the session: %w", err)
+		}
+	}
+	for err := p.ask(); err != nil || len(p.asked) > 0; {
+		if err != nil {
+			return err
+		}
+		p.reading = p.asked[0].by
+		err = receive(ctx, p.reading.conn, p.b, p)
+	}
+	return nil
+}
+
+// ask asks for another portion if there is enough for it.
+func (p *pulled) ask() error {
+	rest, inVain := p.at.rest(), p.at.inVain()
+	for _, a := range p.asked {
+		rest, inVain = rest-a.size, inVain+a.size
+	}
+	if rest <= max(p.least, inVain/leastUse) || inVain > farthest || p.at.confirmed-p.from >= longestRun {
+		return nil
+	}
+	a := portion{size: p.size, began: time.Now()}
+	if rest < a.size+a.size/2 {
+		a.size = rest // a little that is left over costs as much in vain as much
+	}
+	a.by = p.sessions[p.turns%len(p.sessions)]
+	to := a.by.conn.Frontend()
+	if a.copying = p.turns > 0 && len(p.sessions) > 1; a.copying {
+		// It goes on where the other session's copy has come to.
+		other := p.sessions[(p.turns-1)%len(p.sessions)]
+		to.SendQuery(&pgproto3.Query{String: `SELECT pg_catalog.pg_drop_replication_slot(` + replication.QuoteLiteral(a.by.slot) + `); ` + copySQL(other.slot, a.by.slot)})
+	}
+	p.turns++
+	parameters := [][]byte{[]byte(a.by.slot), strconv.AppendInt(nil, a.size, 10), strconv.AppendInt(nil, mostMessages, 10), []byte(p.publication)}
+	to.SendParse(&pgproto3.Parse{Query: pullSQL})
+	to.SendBind(&pgproto3.Bind{Parameters: parameters, ResultFormatCodes: []int16{1}})
+	to.SendExecute(&pgproto3.Execute{})
+	to.SendParse(&pgproto3.Parse{Query: standSQL})
+	to.SendBind(&pgproto3.Bind{Parameters: parameters[:1]})
+	to.SendExecute(&pgproto3.Execute{})
+	to.SendSync(&pgproto3.Sync{})
+	p.asked = append(p.asked, a)
+	p.size = min(int64(p.growth*float64(p.size)), mostPull)
+	return to.Flush()
+}
+
 func (p *pulled) message(kind byte, body []byte, chunk *replication.Chunk) error {
-	switch kind {
-	case 'D':
-		if p.told {
-			return p.stands(body)
+	switch {
+	case kind == 'E':
+		return serverError(body)
+	case p.asked[0].copying:
+		p.asked[0].copying = kind != 'Z'
+	case kind == 'D' && p.told:
+		return p.stands(body)
+	case kind == 'D':
+		if err := p.decoded(); err != nil {
+			return err
 		}
 		const head = 2 + 4 // how many columns, and the first one's length
 		if len(body) < head {
@@ -272,15 +349,22 @@ func (p *pulled) message(kind byte, body []byte, chunk *replication.Chunk) error
 		if data := body[head:]; !p.skips(data) {
 			return p.b.decode(data, chunk, 0)
 		}
-	case 'C':
+	case kind == 'C':
 		p.told = !p.told
-	case 'Z':
+	case kind == 'Z':
 		p.ended = true
 		return p.portion()
-	case 'E':
-		return serverError(body)
 	}
 	return nil // what says that a statement was bound, and notices
+}
+
+// decoded notes that the server has decoded a portion, and asks for the next one: the copy of the slot stands behind it before its first row comes.
+func (p *pulled) decoded() error {
+	if p.ready {
+		return nil
+	}
+	p.ready = true
+	return p.ask()
 }
 
 // skips tells whether a message is part of a transaction from before the start, which the slot hasn't been moved beyond yet.
@@ -313,22 +397,25 @@ func (p *pulled) portion() error {
 		return fmt.Errorf("a portion ended within a transaction: %w", errNotAMessage)
 	}
 	p.b.advanced(pglogrepl.LSN(p.at.confirmed))
-	took := time.Since(p.since)
-	p.since = time.Now()
-	if took > longPull {
-		p.size = max(min(p.size, int64(float64(p.asked[0])*float64(longPull)/float64(took))), leastPull)
+	a := p.asked[0]
+	if took := time.Since(a.began); took > longPull {
+		p.size = max(min(p.size, int64(float64(a.size)*float64(longPull)/float64(took))), leastPull)
 	}
 	p.asked = p.asked[1:]
+	p.ready = false
 	return nil
 }
 
+// taken asks for more once a portion is complete; where the next one comes from another session, this conversation is over.
 func (p *pulled) taken() (bool, error) {
 	if !p.ended {
 		return false, nil
 	}
 	p.ended = false
-	if err := p.ask(); err != nil {
-		return true, err
+	if len(p.asked) == 0 {
+		if err := p.ask(); err != nil {
+			return true, err
+		}
 	}
-	return len(p.asked) == 0, nil
+	return len(p.asked) == 0 || p.asked[0].by != p.reading, nil
 }

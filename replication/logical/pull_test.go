@@ -2,10 +2,12 @@ package logical
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -60,14 +62,29 @@ func sameTransactions(t *testing.T, got, want []transaction) {
 
 const simple = `CREATE TABLE t (id int PRIMARY KEY, v text)`
 
-// A backlog that is pulled is, to the last byte, what the stream would have brought; while it is pulled, the slot stays where it is; after it, the
-// stream goes on.
+// A backlog that is pulled is, to the last byte, what the stream would have brought, by two sessions or by one where the server has room for no more;
+// while it is pulled, the slot stays where it is; after it, the stream goes on.
 func TestPulledIsStreamed(t *testing.T) {
-	o := newOrigin(t, pgtest.Shared(t).Database(t), simple, "t")
+	for name, c := range map[string]struct {
+		version, slots, sessions int
+	}{
+		"two sessions": {sessions: 2}, "one session": {slots: 2, sessions: 1},
+		"PostgreSQL 13": {version: 13, sessions: 2}, "PostgreSQL 18": {version: 18, sessions: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			settings := map[string]string{"max_replication_slots": strconv.Itoa(cmp.Or(c.slots, 3))}
+			url := pgtest.Start(t, pgtest.Options{Version: c.version, Settings: settings}).Database(t)
+			pulledIsStreamed(newOrigin(t, url, simple, "t"), c.sessions)
+		})
+	}
+}
+
+func pulledIsStreamed(o *origin, sessions int) {
+	t := o.t
 	want := o.backlog()
 	o.until("the slot to be free", o.free)
 	src := NewSource(Options{URL: o.url, ID: o.id, Slot: o.name, Publication: o.name, Pull: 1, Limits: Limits{Changes: 50}})
-	src.pace.portion, src.pace.growth = 5000, 1
+	src.pace.portion, src.pace.growth = 20000, 1
 	st := start(t, src, position(o.at))
 	rd := newReader(t, o.at)
 	for len(rd.all) < 10 {
@@ -75,11 +92,9 @@ func TestPulledIsStreamed(t *testing.T) {
 	}
 	src.Acknowledge(rd.all[len(rd.all)-1].position)
 	if slot, err := ReadSlot(o.ctx(), o.pool, o.name); err != nil || slot.Confirmed != o.at || slot.Active {
-		t.Fatalf("while a copy is read the slot is %+v (%v)", slot, err)
+		t.Fatalf("while copies are read the slot is %+v (%v)", slot, err)
 	}
-	if o.copies() != 1 {
-		t.Fatal("nothing is being pulled")
-	}
+	o.until("the copies of the slot", func() bool { return o.copies() == sessions }) // one of them may just be made anew
 	sameTransactions(t, st.until(rd, "end"), want)
 	last := want[len(want)-1].position
 	src.Acknowledge(last)
@@ -216,14 +231,12 @@ func TestPullLost(t *testing.T) {
 	} {
 		o.until("the server", func() bool { return o.pool.Ping(o.ctx()) == nil && o.free() })
 		src := NewSource(Options{URL: through, ID: o.id, Slot: o.name, Publication: o.name, Pull: 1, Limits: Limits{Changes: 50}})
-		src.pace.portion, src.pace.growth = 5000, 1 // most of the backlog has yet to be asked for
+		src.pace.portion, src.pace.growth = 20000, 1 // most of the backlog has yet to be asked for
 		st := start(t, src, at)
 		for n := len(rd.all); len(rd.all) < n+5; {
 			rd.add(st.next(), "")
 		}
-		if o.copies() != 1 {
-			t.Fatalf("%s: nothing is being pulled", disturb.name)
-		}
+		o.until("the copies of the slot, to be "+disturb.name, func() bool { return o.copies() == 2 })
 		if err := disturb.do(); err != nil {
 			t.Fatal(err)
 		}

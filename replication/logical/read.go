@@ -31,12 +31,16 @@ type receiver struct {
 	// chunk.Bytes[from:to] was received and not yet looked at; need is the size of the message that begins there, as far as it is known.
 	from, to, need int
 	gather         *gatherer
+	backlog        bool // as the builder said last
 }
 
 // receive reads until ctx ends or the conversation does. What the session itself has read ahead must have been taken.
 func receive(ctx context.Context, conn *pgconn.PgConn, b *builder, with conversation) error {
 	r := &receiver{b: b, with: with, conn: conn.Conn(), chunk: replication.NewChunk(0), gather: newGatherer(conn.Conn())}
-	defer func() { r.chunk.Release() }()
+	defer func() {
+		r.chunk.Release()
+		r.gather.close()
+	}()
 	// The session would watch the context anew for each message.
 	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -79,12 +83,11 @@ func (r *receiver) receive(ctx context.Context) error {
 	if r.need-(r.to-r.from) > room || (room < least && r.need <= replication.ChunkSize) {
 		r.next(r.need)
 	}
-	if err := r.gather.wait(ctx, r.conn); err != nil {
+	if err := r.gather.wait(ctx, r.conn, r.b.late, r.backlog); err != nil {
 		return err
 	}
 	n, err := r.conn.Read(r.chunk.Bytes[r.to:])
 	r.to += n
-	r.gather.read(r.b.late)
 	if n > 0 {
 		return nil // an error comes again
 	}
@@ -127,6 +130,7 @@ func (r *receiver) parse(ctx context.Context) error {
 		}
 	}
 	r.b.tell()
+	r.backlog = r.b.overlong > 0
 	return nil
 }
 
