@@ -100,7 +100,7 @@ func TestSlotCreationNamesItsHolders(t *testing.T) {
 	}
 }
 
-// A wait that is given up leaves no slot behind.
+// A wait that is given up leaves no slot behind, while what it waited for goes on.
 func TestSlotCreationGivenUp(t *testing.T) {
 	o := newOrigin(t, pgtest.Shared(t).Database(t), `CREATE TABLE t (id int PRIMARY KEY)`, "t")
 	conn := pgtest.Connect(t, o.url)
@@ -112,13 +112,13 @@ func TestSlotCreationGivenUp(t *testing.T) {
 	if _, err := CreateSlot(ctx, o.url, o.id, o.pool, o.name+"_2", nil); err == nil {
 		t.Fatal("the slot was made while a transaction was open")
 	}
-	if _, err := conn.Exec(o.ctx(), "COMMIT"); err != nil {
-		t.Fatal(err)
-	}
 	o.until("the half-made slot to go", func() bool {
 		s, err := ReadSlot(o.ctx(), o.pool, o.name+"_2")
 		return err == nil && s == nil
 	})
+	if _, err := conn.Exec(o.ctx(), "COMMIT"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // A snapshot that is exported sees exactly the transactions that commit before its place in the stream.
