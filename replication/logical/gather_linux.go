@@ -61,21 +61,23 @@ func (g *gatherer) wait(ctx context.Context, conn net.Conn, late time.Duration, 
 	if err := conn.SetReadDeadline(time.Now().Add(moment)); err != nil {
 		return err
 	}
-	waited := false
+	waited, much := false, false
 	err := g.raw.Read(func(fd uintptr) bool {
-		if waited {
-			return true
-		}
-		waited = true
 		n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-		return err != nil || n >= enough
+		much = n >= enough
+		ready := waited || err != nil || much
+		waited = true
+		return ready
 	})
-	if timedOut(err) {
-		if err = g.set(1); err != nil {
+	if err != nil && !timedOut(err) {
+		return err
+	}
+	// Readiness may be left from data that was read before, and then a read, or one of the rest of a TLS record, would wait until enough has come, however long
+	// that takes.
+	if !much {
+		if err := g.set(1); err != nil {
 			return err
 		}
-	} else if err != nil {
-		return err
 	}
 	if err := conn.SetReadDeadline(time.Time{}); err != nil {
 		return err
