@@ -1,7 +1,6 @@
 package logical
 
 import (
-	"context"
 	"crypto/tls"
 	"net"
 	"syscall"
@@ -10,22 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// gatherer lets a busy stream's messages gather before they are read. The server sends every message by a system call of its own; a reader
-// that takes each at once has itself woken by each, at the server's cost. While much comes late, the socket reports data only from enough bytes on
-// (SO_RCVLOWAT in socket(7)), or after a moment; on a quiet stream nothing waits.
+// gatherer lets messages gather before they are read. The server sends each by a system call of its own; a reader that takes each at once is woken by
+// each, at its own cost and the server's. For a moment before each read the socket reports data only from enough bytes on (SO_RCVLOWAT in
+// socket(7)).
 type gatherer struct {
 	raw syscall.RawConn
-	low int // SO_RCVLOWAT
+	// known is how much lay in the socket and hasn't been read. TLS takes a record at a time, however much there is.
+	known int
 }
 
-const (
-	// enough is what is waited for at most, inTime how late messages may come without being waited for, longest the longest moment; pulling is that of a
-	// backlog that is pulled, which the server sends 8 kB at a time.
-	enough  = 512 << 10
-	inTime  = 20 * time.Millisecond
-	longest = 10 * time.Millisecond
-	pulling = time.Millisecond
-)
+// enough is how many bytes aren't waited for any longer.
+const enough = 512 << 10
 
 func newGatherer(conn net.Conn) *gatherer {
 	if t, ok := conn.(*tls.Conn); ok {
@@ -39,70 +33,40 @@ func newGatherer(conn net.Conn) *gatherer {
 	if err != nil {
 		return nil
 	}
-	return &gatherer{raw: raw, low: 1}
+	return &gatherer{raw: raw}
 }
 
-// wait returns when a read is worth it. The later what came last was sent, the more may gather, so that waiting adds a part to what has been lost
-// already. A stream that follows in time has bursts, and whoever waits for their last row.
-func (g *gatherer) wait(ctx context.Context, conn net.Conn, late time.Duration, backlog bool) error {
-	if g == nil {
+// wait lets messages gather for a moment, if nothing is left of what had.
+func (g *gatherer) wait(moment time.Duration) (err error) {
+	if g == nil || g.known > 0 || moment == 0 {
 		return nil
 	}
-	moment := min(max((late-inTime)/4, 0), longest)
-	if backlog {
-		moment = pulling
-	}
-	if moment == 0 {
-		return g.set(1)
-	}
-	if err := g.set(enough); err != nil {
-		return err
-	}
-	if err := conn.SetReadDeadline(time.Now().Add(moment)); err != nil {
-		return err
-	}
-	waited, much := false, false
-	err := g.raw.Read(func(fd uintptr) bool {
-		n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-		much = n >= enough
-		ready := waited || err != nil || much
-		waited = true
-		return ready
-	})
-	if err != nil && !timedOut(err) {
-		return err
-	}
-	// Readiness may be left from data that was read before, and then a read, or one of the rest of a TLS record, would wait until enough has come, however long
-	// that takes.
-	if !much {
-		if err := g.set(1); err != nil {
-			return err
-		}
-	}
-	if err := conn.SetReadDeadline(time.Time{}); err != nil {
-		return err
-	}
-	return ctx.Err() // whose end may have set a deadline that was just taken away
-}
-
-// close leaves the socket as it was.
-func (g *gatherer) close() {
-	if g != nil {
-		_ = g.set(1) // a socket that is closed needs nothing
-	}
-}
-
-// set sets SO_RCVLOWAT.
-func (g *gatherer) set(low int) error {
-	if g.low == low {
-		return nil
-	}
-	var err error
-	if e := g.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, low) }); e != nil {
+	if e := g.raw.Control(func(fd uintptr) { g.known, err = gather(int(fd), moment) }); e != nil {
 		return e
 	}
-	if err == nil {
-		g.low = low
-	}
 	return err
+}
+
+// took says that n bytes were read.
+func (g *gatherer) took(n int) {
+	if g != nil {
+		g.known -= n
+	}
+}
+
+// gather waits and tells how much there is.
+func gather(fd int, moment time.Duration) (int, error) {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, enough); err != nil {
+		return 0, err
+	}
+	limit := unix.NsecToTimespec(int64(moment))
+	_, err := unix.Ppoll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, &limit, nil)
+	// The read that follows takes what there is.
+	if e := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, 1); e != nil {
+		return 0, e
+	}
+	if err != nil && err != unix.EINTR {
+		return 0, err
+	}
+	return unix.IoctlGetInt(fd, unix.TIOCINQ)
 }

@@ -3,7 +3,6 @@
 package logical
 
 import (
-	"context"
 	"net"
 	"time"
 )
@@ -13,6 +12,6 @@ type gatherer struct{}
 
 func newGatherer(net.Conn) *gatherer { return nil }
 
-func (*gatherer) wait(context.Context, net.Conn, time.Duration, bool) error { return nil }
+func (*gatherer) wait(time.Duration) error { return nil }
 
-func (*gatherer) close() {}
+func (*gatherer) took(int) {}

@@ -316,6 +316,9 @@ func (p *pulled) portion() error {
 	return nil
 }
 
+// moment is that of rows, which the server sends 8 kB at a time.
+func (p *pulled) moment() time.Duration { return time.Millisecond }
+
 // taken asks for more once a portion is complete; where the next one comes from another session, this conversation is over.
 func (p *pulled) taken() (bool, error) {
 	if !p.ended {

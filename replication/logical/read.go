@@ -19,6 +19,8 @@ type conversation interface {
 	message(kind byte, body []byte, chunk *replication.Chunk) error
 	// taken is called when all that has come was taken; done says that the conversation is over. The caller doesn't hold mu.
 	taken() (done bool, err error)
+	// moment is how long messages may gather before they are read.
+	moment() time.Duration
 }
 
 // receiver takes a session's messages straight off the connection, many at a time, into the memory that batches refer to ("Message Formats" in the
@@ -31,16 +33,12 @@ type receiver struct {
 	// chunk.Bytes[from:to] was received and not yet looked at; need is the size of the message that begins there, as far as it is known.
 	from, to, need int
 	gather         *gatherer
-	backlog        bool // as the builder said last
 }
 
 // receive reads until ctx ends or the conversation does. What the session itself has read ahead must have been taken.
 func receive(ctx context.Context, conn *pgconn.PgConn, b *builder, with conversation) error {
 	r := &receiver{b: b, with: with, conn: conn.Conn(), chunk: replication.NewChunk(0), gather: newGatherer(conn.Conn())}
-	defer func() {
-		r.chunk.Release()
-		r.gather.close()
-	}()
+	defer func() { r.chunk.Release() }()
 	// The session would watch the context anew for each message.
 	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -83,10 +81,11 @@ func (r *receiver) receive(ctx context.Context) error {
 	if r.need-(r.to-r.from) > room || (room < least && r.need <= replication.ChunkSize) {
 		r.next(r.need)
 	}
-	if err := r.gather.wait(ctx, r.conn, r.b.late, r.backlog); err != nil {
+	if err := r.gather.wait(r.with.moment()); err != nil {
 		return err
 	}
 	n, err := r.conn.Read(r.chunk.Bytes[r.to:])
+	r.gather.took(n)
 	r.to += n
 	if n > 0 {
 		return nil // an error comes again
@@ -130,7 +129,6 @@ func (r *receiver) parse(ctx context.Context) error {
 		}
 	}
 	r.b.tell()
-	r.backlog = r.b.overlong > 0
 	return nil
 }
 

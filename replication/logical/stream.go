@@ -135,6 +135,16 @@ func (r *streamed) taken() (bool, error) {
 	return false, nil
 }
 
+const (
+	// inTime is how late messages may come without being waited for, longest the longest moment.
+	inTime  = 20 * time.Millisecond
+	longest = 10 * time.Millisecond
+)
+
+// moment grows with how late what came last was sent: waiting adds a part to what has been lost already. A stream that follows in time has
+// bursts, and whoever waits for their last row.
+func (r *streamed) moment() time.Duration { return min(max((r.b.late-inTime)/4, 0), longest) }
+
 // errStreamEnded is what a server's orderly shutdown looks like; it unwraps to a lost connection, so that it is tried again.
 var errStreamEnded = &pgconn.PgError{Severity: "FATAL", Code: "57P01", Message: "stream ended"}
 
