@@ -48,14 +48,6 @@ func (l *link) hold(ctx context.Context, h *hold, batches <-chan *replication.Ba
 		covered, err := l.source.Reached(place, p)
 		return err != nil || !covered
 	}
-	l.mu.Lock()
-	l.waiters++
-	l.mu.Unlock()
-	defer func() {
-		l.mu.Lock()
-		l.waiters--
-		l.mu.Unlock()
-	}()
 	for {
 		var b *replication.Batch
 		select {

@@ -33,11 +33,11 @@ type link struct {
 
 	mu      sync.Mutex
 	durable replication.Position
-	commits []commit    // applied, not yet known to be flushed, in order
-	sent    []time.Time // of the batches that were sent and not yet applied: the commit time of the oldest source transaction, zero if there is none
-	waiters int
-	moved   chan struct{} // closed and replaced when durable moves
-	nudge   chan struct{} // somebody waits: be quick
+	commits []commit                           // applied, not yet known to be flushed, in order
+	sent    []time.Time                        // of the batches that were sent and not yet applied: the commit time of the oldest source transaction, zero if there is none
+	awaited map[*replication.Position]struct{} // places of the origin that somebody waits for
+	moved   chan struct{}                      // closed and replaced when durable moves
+	nudge   chan struct{}                      // somebody waits: be quick
 }
 
 // commit is one destination transaction that may not be flushed yet.
@@ -85,7 +85,7 @@ func (p *Pair) stream(ctx context.Context, reverse bool, seams map[replication.T
 	defer closeConn(ctx, watch)
 	l := &link{
 		p: p, reverse: reverse, origin: origin, destination: destination, applier: a, watch: watch, capture: c, source: source,
-		durable: a.Position(), holds: make(chan *hold), moved: make(chan struct{}), nudge: make(chan struct{}, 1),
+		durable: a.Position(), holds: make(chan *hold), awaited: map[*replication.Position]struct{}{}, moved: make(chan struct{}), nudge: make(chan struct{}, 1),
 	}
 	p.mu.Lock()
 	p.link = l
@@ -204,7 +204,7 @@ func (l *link) apply(ctx context.Context, batches <-chan *replication.Batch) err
 		case b := <-ready:
 			if b.PositionOnly() {
 				idle = b
-				if time.Since(written) < time.Second && !l.awaited() {
+				if time.Since(written) < time.Second && !l.hurried() {
 					continue
 				}
 			}
@@ -304,9 +304,10 @@ func (l *link) acknowledge(ctx context.Context) error {
 			return ctx.Err()
 		case <-tick.C:
 		}
-		l.mu.Lock()
-		pending, urgent := len(l.commits) > 0, l.waiters > 0
-		l.mu.Unlock()
+		pending, urgent, err := l.unflushed()
+		if err != nil {
+			return err
+		}
 		if !pending {
 			continue
 		}
@@ -314,6 +315,23 @@ func (l *link) acknowledge(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// unflushed tells whether something was applied that may not be flushed yet, and whether somebody waits for nothing but that. To make the
+// destination flush sooner would only hold up what it applies.
+func (l *link) unflushed() (pending, urgent bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.commits) == 0 {
+		return false, false, nil
+	}
+	applied := l.commits[len(l.commits)-1].position
+	for place := range l.awaited {
+		if urgent, err = l.source.Reached(applied, *place); urgent || err != nil {
+			break
+		}
+	}
+	return true, urgent, err
 }
 
 // flushed reads how far the destination has flushed and moves durable up to there. With force set it makes it flush first.
@@ -361,20 +379,21 @@ func (l *link) beat(ctx context.Context) error {
 	}
 }
 
-func (l *link) awaited() bool {
+// hurried tells whether somebody waits for a place.
+func (l *link) hurried() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.waiters > 0
+	return len(l.awaited) > 0
 }
 
 // await waits until everything that a position of the origin covers is durable on the destination.
 func (l *link) await(ctx context.Context, position replication.Position) error {
 	l.mu.Lock()
-	l.waiters++
+	l.awaited[&position] = struct{}{}
 	l.mu.Unlock()
 	defer func() {
 		l.mu.Lock()
-		l.waiters--
+		delete(l.awaited, &position)
 		l.mu.Unlock()
 	}()
 	tick := time.NewTicker(20 * time.Millisecond)
