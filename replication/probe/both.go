@@ -56,7 +56,11 @@ func (r *run) roles(ctx context.Context, src, dst *side) {
 		r.broke(source, "policy-roles", err)
 		return
 	}
-	switch missing, err := column(ctx, dst, readMissing, needed); {
+	roles := make([]string, len(needed))
+	for i, n := range needed {
+		roles[i] = n.String()
+	}
+	switch missing, err := column(ctx, dst, readMissing, roles); {
 	case err != nil:
 		r.broke(target, "policy-roles", err)
 	case len(missing) > 0:

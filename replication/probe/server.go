@@ -58,7 +58,7 @@ func (s *side) read(ctx context.Context) error {
 		return err
 	}
 	f := &s.facts
-	err := s.conn.QueryRow(ctx, readFacts, pgx.QueryExecModeExec).Scan(&f.pid, &f.searchPath, &f.floatDigits, &f.number, &f.version, &f.recovery, &f.user, &f.database,
+	err := s.conn.QueryRow(ctx, readFacts).Scan(&f.pid, &f.searchPath, &f.floatDigits, &f.number, &f.version, &f.recovery, &f.user, &f.database,
 		&f.superuser, &f.replication, &f.bypassRLS, &f.encoding, &f.collate, &f.ctype, &f.system, &f.databaseOID, &f.started, &f.walLevel,
 		&f.maxSlots, &f.slots, &f.maxSenders, &f.senders, &f.maxKeep, &f.create, &f.free, &f.roleLimit, &f.roleUsed)
 	if err != nil {

@@ -66,7 +66,7 @@ func readState(ctx context.Context, q Querier, part []Sequence) error {
 		}
 		fmt.Fprintf(&sql, "SELECT %d, last_value, is_called FROM %s", i, s.Name.Quoted())
 	}
-	rows, err := q.Query(ctx, sql.String(), pgx.QueryExecModeExec) // never used again: don't keep it prepared
+	rows, err := q.Query(ctx, sql.String())
 	if err != nil {
 		return err
 	}

@@ -243,7 +243,7 @@ func (r *run) digest(ctx context.Context, conn *pgx.Conn, side int, p piece) err
 	var rows int64
 	var sum1, sum2 string
 	if err := lightly(ctx, conn, func() error {
-		return conn.QueryRow(ctx, p.table.digest(p.pages), pgx.QueryExecModeExec).Scan(&rows, &sum1, &sum2)
+		return conn.QueryRow(ctx, p.table.digest(p.pages)).Scan(&rows, &sum1, &sum2)
 	}); err != nil {
 		return err
 	}

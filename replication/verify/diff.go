@@ -78,7 +78,7 @@ func (c comparison) unequalBuckets(ctx context.Context, pair [2]*pgx.Conn, n int
 		b := bucketSums{make([]int64, n), make([]int64, n)}
 		sides[i] = b
 		g.Go(func() error {
-			rows, err := conn.Query(ctx, c.buckets(n-1), pgx.QueryExecModeExec)
+			rows, err := conn.Query(ctx, c.buckets(n-1))
 			if err != nil {
 				return explain(err, sideNames[i], c.table.Name)
 			}
@@ -110,7 +110,7 @@ func (c comparison) unequalBuckets(ctx context.Context, pair [2]*pgx.Conn, n int
 func (c comparison) compareMembers(ctx context.Context, pair [2]*pgx.Conn, mask int64, buckets []int64) ([]Difference, error) {
 	surplus := map[member]int64{} // on the source, negative on the target
 	for i, conn := range pair {
-		rows, err := conn.Query(ctx, c.members(mask, buckets), pgx.QueryExecModeExec)
+		rows, err := conn.Query(ctx, c.members(mask, buckets))
 		if err != nil {
 			return nil, explain(err, sideNames[i], c.table.Name)
 		}
