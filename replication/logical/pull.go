@@ -111,7 +111,7 @@ func refused(err error) bool {
 func (s *Source) pullAll(ctx context.Context, p *pulled) error {
 	p.b.pulling(s.pace.overlong)
 	defer p.b.pulling(0)
-	if err := p.run(ctx); err != nil {
+	if err := p.run(ctx, s); err != nil {
 		return err
 	}
 	// A session that streams first decodes all of it again, in vain. What is under way may end before.
@@ -188,20 +188,17 @@ SELECT data FROM pg_catalog.pg_logical_slot_get_binary_changes($1, (
 )
 
 // run pulls until little is left.
-func (p *pulled) run(ctx context.Context) error {
-	for _, s := range p.sessions {
-		if err := s.conn.SyncConn(ctx); err != nil {
-			return fmt.Errorf("take over the session: %w", err)
-		}
+func (p *pulled) run(ctx context.Context, s *Source) error {
+	several := p.at.rest()-p.size > p.least
+	err := p.ask()
+	if err == nil && several {
+		err = p.openOther(ctx, s) // while the first portion is decoded
 	}
-	for err := p.ask(); err != nil || len(p.asked) > 0; {
-		if err != nil {
-			return err
-		}
+	for err == nil && len(p.asked) > 0 {
 		p.reading = p.asked[0].by
 		err = receive(ctx, p.reading.conn, p.b, p)
 	}
-	return nil
+	return err
 }
 
 // ask asks for another portion if there is enough for it.

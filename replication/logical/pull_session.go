@@ -19,7 +19,7 @@ type session struct {
 	slot string
 }
 
-// open makes copies of the slot where there is enough to pull.
+// open makes the first session and its copy of the slot where there is enough to pull.
 func (p *pulled) open(ctx context.Context, s *Source) (worth bool, err error) {
 	conn, err := p.connect(ctx, s)
 	if err != nil {
@@ -29,7 +29,7 @@ func (p *pulled) open(ctx context.Context, s *Source) (worth bool, err error) {
 	var inVain int64
 	var backlog *int64
 	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), $2::pg_lsn)::bigint, coalesce(pg_catalog.pg_wal_lsn_diff($2::pg_lsn, restart_lsn), 0)::bigint
-		FROM pg_catalog.pg_replication_slots WHERE slot_name = $1`, pgx.QueryExecModeExec, s.o.Slot, string(position(start))).Scan(&backlog, &inVain)
+		FROM pg_catalog.pg_replication_slots WHERE slot_name = $1`, s.o.Slot, string(position(start))).Scan(&backlog, &inVain)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return false, nil // to start streaming says what is wrong with the slot
 	}
@@ -45,10 +45,10 @@ func (p *pulled) open(ctx context.Context, s *Source) (worth bool, err error) {
 	p.start, p.size = start, min(max(*backlog/firstPart, leastPull), s.pace.portion)
 	p.from = start - uint64(max(inVain, 0))
 	p.at = standing{confirmed: start, restart: p.from, end: start + uint64(*backlog)}
-	if p.at.rest()-p.size > p.least {
-		err = p.openOther(ctx, s)
+	if err := conn.PgConn().SyncConn(ctx); err != nil {
+		return false, fmt.Errorf("take over the session: %w", err)
 	}
-	return true, err
+	return true, nil
 }
 
 // openOther makes the other session, if the server has room for it.
@@ -56,6 +56,9 @@ func (p *pulled) openOther(ctx context.Context, s *Source) error {
 	conn, err := p.connect(ctx, s)
 	if err == nil {
 		if err = p.copySlot(ctx, conn, s.o.Slot); err == nil {
+			if err = conn.PgConn().SyncConn(ctx); err != nil {
+				return fmt.Errorf("take over the session: %w", err)
+			}
 			return nil
 		}
 		closeQuietly(ctx, conn.PgConn())
