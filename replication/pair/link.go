@@ -13,7 +13,6 @@ import (
 	"replicator/internal/postgres"
 	"replicator/replication"
 	"replicator/replication/apply"
-	"replicator/replication/state"
 )
 
 // heartbeatEvery is how often a row of ours passes through an idle stream.
@@ -35,6 +34,7 @@ type link struct {
 	durable replication.Position
 	commits []commit                           // applied, not yet known to be flushed, in order
 	sent    []time.Time                        // of the batches that were sent and not yet applied: the commit time of the oldest source transaction, zero if there is none
+	ended   int                                // how many batches were applied
 	awaited map[*replication.Position]struct{} // places of the origin that somebody waits for
 	moved   chan struct{}                      // closed and replaced when durable moves
 	nudge   chan struct{}                      // somebody waits: be quick
@@ -272,6 +272,7 @@ func (l *link) collect() {
 			l.commits = append(l.commits, commit{position: d.Batch.Position, lsn: d.LSN, oldest: l.sent[0]})
 		}
 		l.sent = l.sent[1:]
+		l.ended++
 	}
 	l.mu.Unlock()
 	for _, d := range done {
@@ -292,75 +293,6 @@ func (l *link) oldest() time.Time {
 		}
 	}
 	return time.Time{}
-}
-
-// acknowledge tells the source what the destination has flushed.
-func (l *link) acknowledge(ctx context.Context) error {
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-		pending, urgent, err := l.unflushed()
-		if err != nil {
-			return err
-		}
-		if !pending {
-			continue
-		}
-		if err := l.flushed(ctx, urgent); err != nil {
-			return err
-		}
-	}
-}
-
-// unflushed tells whether something was applied that may not be flushed yet, and whether somebody waits for nothing but that. To make the
-// destination flush sooner would only hold up what it applies.
-func (l *link) unflushed() (pending, urgent bool, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.commits) == 0 {
-		return false, false, nil
-	}
-	applied := l.commits[len(l.commits)-1].position
-	for place := range l.awaited {
-		if urgent, err = l.source.Reached(applied, *place); urgent || err != nil {
-			break
-		}
-	}
-	return true, urgent, err
-}
-
-// flushed reads how far the destination has flushed and moves durable up to there. With force set it makes it flush first.
-func (l *link) flushed(ctx context.Context, force bool) error {
-	if force {
-		if _, err := state.Flush(ctx, l.destination.pool); err != nil {
-			return fmt.Errorf("%s: %w", l.destination.name, err)
-		}
-	}
-	lsn, err := state.Flushed(ctx, l.watch)
-	if err != nil {
-		return fmt.Errorf("%s: %w", l.destination.name, err)
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n := 0
-	for n < len(l.commits) && l.commits[n].lsn <= lsn {
-		n++
-	}
-	if n == 0 {
-		return nil
-	}
-	last := l.commits[n-1].position
-	l.commits = append(l.commits[:0], l.commits[n:]...)
-	l.durable = last
-	l.source.Acknowledge(last)
-	close(l.moved)
-	l.moved = make(chan struct{})
-	return nil
 }
 
 // beat writes a heartbeat on the origin now and then, so that the slot moves even where nothing of ours is written.
