@@ -131,6 +131,7 @@ func start(b *testing.B, o order) *child {
 	if err != nil {
 		b.Fatal(err)
 	}
+	touch(b, self)
 	c := &child{cmd: exec.CommandContext(b.Context(), self)}
 	c.cmd.Env = append(os.Environ(), roleVariable+"="+string(text))
 	c.cmd.Stderr = os.Stderr
@@ -146,6 +147,20 @@ func start(b *testing.B, o order) *child {
 		b.Fatal(err)
 	}
 	return c
+}
+
+// touch reads a program's file, so that its pages are in memory as those of one that has been running for long, as the servers' own are: kernels that
+// take away what hasn't been used for seconds would let a new process wait for the disk.
+func touch(b *testing.B, program string) {
+	b.Helper()
+	f, err := os.Open(program)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := io.Copy(io.Discard, f); err != nil {
+		b.Fatal(err)
+	}
 }
 
 // await returns when the child has reached the phase.

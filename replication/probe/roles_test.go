@@ -83,6 +83,20 @@ func TestServerWithoutRoom(t *testing.T) {
 	check(t, options(back, other), "target/rollback-capture=warning", "target/connections=warning")
 }
 
+// One slot is enough, and whoever has no more learns what two more would give.
+func TestFewSlots(t *testing.T) {
+	s := pgtest.Start(t, pgtest.Options{Settings: map[string]string{"max_replication_slots": "2"}})
+	src, dst := s.Database(t), pgtest.Shared(t).Database(t)
+	pgtest.Exec(t, src, "CREATE TABLE public.t (id integer PRIMARY KEY)")
+	found := false
+	for _, f := range check(t, options(src, dst)) {
+		found = found || f.Code == "slot" && f.Severity.String() == "info" && strings.Contains(f.Message, "2 of 2") && strings.Contains(f.Hint, "max_replication_slots")
+	}
+	if !found {
+		t.Error("nothing says that a backlog is read faster with more slots")
+	}
+}
+
 func TestPreparedTransactionHoldsUp(t *testing.T) {
 	s := pgtest.Start(t, pgtest.Options{Settings: map[string]string{"max_prepared_transactions": "5"}})
 	src, dst := s.Database(t), s.Database(t)
