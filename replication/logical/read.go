@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
-	"os"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -131,6 +130,3 @@ func (r *receiver) parse(ctx context.Context) error {
 	r.b.tell()
 	return nil
 }
-
-// timedOut tells whether a read came to its deadline.
-func timedOut(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
