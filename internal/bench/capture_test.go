@@ -132,6 +132,7 @@ func (r *rival) drain(write func(), changes int) backlog {
 	r.mark()
 	r.exec(r.source.URL("postgres"), "CHECKPOINT")
 	r.exec(r.target.URL("postgres"), "CHECKPOINT")
+	freshen(r.b)
 	r.start()
 	var source, target []int
 	until(r.b, "session of "+r.name, time.Minute, func() bool {

@@ -65,6 +65,7 @@ func (w *world) measure(c *copier, db string) copied {
 	w.exec(w.target.URL("postgres"), "CREATE DATABASE "+db, "CHECKPOINT")
 	w.exec(w.source.URL("postgres"), "CHECKPOINT")
 	c.elsewhere = 0
+	freshen(w.b)
 	before := [2]float64{family(w.source.Pid()), family(w.target.Pid())}
 	began := time.Now()
 	c.run(db)

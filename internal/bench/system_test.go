@@ -120,6 +120,7 @@ const applierSQL = `SELECT coalesce((SELECT pid FROM pg_stat_activity WHERE datn
 // drain lets one system work until the target shows the last transaction, bench_done's row id.
 func (w *world) drain(s *system, id int, limit time.Duration) drain {
 	w.b.Helper()
+	freshen(w.b)
 	s.enable()
 	until(w.b, "active slot of "+s.name, time.Minute, func() bool { return len(w.senders(s.slot)) > 0 })
 	began := time.Now()

@@ -1,6 +1,7 @@
 package pair
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -9,6 +10,33 @@ import (
 	"replicator/internal/pgtest"
 	"replicator/internal/postgres"
 )
+
+// Whoever waits for a place gets the destination to flush it: by itself this one does so every 10 s.
+func TestAwaitedPlaceIsFlushed(t *testing.T) {
+	everyCapture(t, func(t *testing.T, f *fixture) {
+		s := pgtest.Start(t, pgtest.Options{Settings: map[string]string{"wal_writer_delay": "10s", "autovacuum": "off"}})
+		f.target = s.RDSMaster(t, s.Database(t))
+		pgtest.Exec(t, f.source, smallSchema)
+		f.start(false)
+		f.streaming()
+		const times, most = 10, 4 * time.Second
+		began := time.Now()
+		for range times {
+			ctx, cancel := context.WithTimeout(f.ctx(), 10*time.Second)
+			place, err := f.pair.capture(false).beat(ctx, "test")
+			if err == nil {
+				err = f.pair.awaitDurable(ctx, false, place)
+			}
+			cancel()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := time.Since(began); d > most {
+			t.Errorf("%d places in turn were durable after %v, want at most %v", times, d, most)
+		}
+	})
+}
 
 // What a transaction writes is flushed before it ends, by a role that owns a database and nothing else; and where there is little to flush, nothing is
 // written.

@@ -33,7 +33,11 @@ func (e *emitter) fresh() {
 }
 
 func (e *emitter) full() bool {
-	return len(e.batch.Changes) >= e.limits.Changes || e.batch.Bytes >= e.limits.Bytes
+	most := e.limits.Piece
+	if e.whole {
+		most = e.limits.Changes
+	}
+	return len(e.batch.Changes) >= most || e.batch.Bytes >= e.limits.Bytes
 }
 
 // add takes a change; build makes it in the current batch's memory.
@@ -101,7 +105,7 @@ func values(b *replication.Batch, row [][]byte) []replication.Value {
 	return out
 }
 
-// changes reads the tables' windows. A window of one batch is carried out as one set a table. A larger one comes in pieces, the first of
+// changes reads the tables' windows. A small window is carried out as one set a table. A larger one comes in pieces, the first of
 // them early, so that the destination works while the source is read. Where a table has other unique constraints a window stays one batch if it can;
 // in pieces, such a table gives up all its changed rows before it takes the new ones, since a value may pass from one row to another.
 func (w *window) changes(ctx context.Context, out chan<- *replication.Batch) error {

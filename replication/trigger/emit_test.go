@@ -8,17 +8,18 @@ import (
 	"replicator/replication"
 )
 
-// A piece that isn't full goes out if its receiver waits for it, and grows where the receiver is busy; a window that must stay whole does so.
+// A piece that isn't full goes out if its receiver waits for it, and grows until it is full where the receiver is busy; a window that must stay
+// whole does so.
 func TestWhoeverWaitsGetsAPieceEarly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := make(chan *replication.Batch)
-		e := emitter{limits: Limits{Changes: 100, Bytes: 1 << 20, Early: 10}, out: out}
+		e := emitter{limits: Limits{Changes: 100, Bytes: 1 << 20, Piece: 45, Early: 10}, out: out}
 		e.fresh()
 		add := func(n int) {
 			t.Helper()
 			for range n {
 				if err := e.add(context.Background(), func(*replication.Batch) replication.Change { return replication.Change{Op: replication.Insert} }); err != nil {
-					t.Fatal(err)
+					t.Error(err)
 				}
 			}
 		}
@@ -63,5 +64,19 @@ func TestWhoeverWaitsGetsAPieceEarly(t *testing.T) {
 			t.Error("a window that must stay whole went out in pieces")
 		}
 		out <- e.batch
+		e = emitter{limits: e.limits, out: out}
+		e.fresh()
+		done := make(chan struct{})
+		go func() { add(46); close(done) }()
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Fatal("a piece grew beyond what it may hold while nobody took it")
+		default:
+		}
+		if full := <-out; len(full.Changes) != 45 || full.Last {
+			t.Errorf("a piece of %d changes went out, want 45", len(full.Changes))
+		}
+		<-done
 	})
 }

@@ -17,16 +17,19 @@ import (
 	"replicator/replication"
 )
 
-// Limits bound one batch; a window beyond them is handed over in pieces.
+// Limits bound one batch.
 type Limits struct {
+	// Changes and Bytes are what a window may hold that must be one batch.
 	Changes int
 	Bytes   int
+	// Piece is how many changes a piece of any other window may hold, Changes if that is less.
+	Piece int
 	// Early is after how many changes, and again after as many, a piece goes out before it is full if its receiver has nothing else to do.
 	Early int
 }
 
-// DefaultLimits keep two batches in flight below 64 MB.
-var DefaultLimits = Limits{Changes: 20000, Bytes: 16 << 20, Early: 2000}
+// DefaultLimits keep two batches in flight below 64 MB. Larger pieces gain nothing and cost the memory that they are kept in.
+var DefaultLimits = Limits{Changes: 20000, Bytes: 16 << 20, Piece: 4000, Early: 2000}
 
 // Querier runs statements in the window's transaction. It fits replication/schema's.
 type Querier interface {
@@ -73,6 +76,9 @@ type Source struct {
 func NewSource(o Options) *Source {
 	if o.Limits.Changes == 0 {
 		o.Limits = DefaultLimits
+	}
+	if o.Limits.Piece == 0 {
+		o.Limits.Piece = min(o.Limits.Changes, DefaultLimits.Piece)
 	}
 	if o.Limits.Early == 0 {
 		o.Limits.Early = DefaultLimits.Early
