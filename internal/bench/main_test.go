@@ -38,7 +38,10 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	release := reserveHugePages()
+	code := m.Run()
+	release()
+	os.Exit(code)
 }
 
 // beReplicator runs a pair until standard input ends, and prints each phase that it reaches.

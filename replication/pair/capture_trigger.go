@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"replicator/internal/preflight"
 	"replicator/internal/retry"
 	"replicator/replication"
@@ -135,13 +137,20 @@ func (c triggerCapture) source(ctx context.Context, seams map[replication.TableN
 // drift compares the origin's catalog, as a window sees it, with the destination's.
 func (c triggerCapture) drift(ctx context.Context, q trigger.Querier) error {
 	_, destination := c.p.ends(c.reverse)
-	a, err := schema.ReadFingerprint(ctx, q, c.p.o.Filter)
+	var a, b schema.Fingerprint
+	both, bctx := errgroup.WithContext(ctx) // the window waits for the slower one
+	both.Go(func() (err error) {
+		if b, err = schema.ReadFingerprint(bctx, destination.pool, c.p.o.Filter); err != nil {
+			err = fmt.Errorf("%s: %w", destination.name, err)
+		}
+		return err
+	})
+	a, err := schema.ReadFingerprint(ctx, q, c.p.o.Filter) // ctx: cut off, the window's session would be lost
+	if e := both.Wait(); err == nil && e != nil {
+		return e
+	}
 	if err != nil {
 		return c.errorf(err)
-	}
-	b, err := schema.ReadFingerprint(ctx, destination.pool, c.p.o.Filter)
-	if err != nil {
-		return fmt.Errorf("%s: %w", destination.name, err)
 	}
 	for _, d := range a.Diff(b) {
 		if d.Blocks && d.Kind == schema.KindColumn {
@@ -154,12 +163,12 @@ func (c triggerCapture) drift(ctx context.Context, q trigger.Querier) error {
 
 func (c triggerCapture) beat(ctx context.Context, token string) (replication.Position, error) {
 	// Looked at before the beat, so that the window which carries the beat is certain to reach it.
-	o, err := trigger.Observe(ctx, c.origin().pool)
+	here, err := trigger.Here(ctx, c.origin().pool)
 	if err != nil {
 		return "", c.errorf(err)
 	}
 	_, err = state.Beat(ctx, c.origin().pool, token)
-	return o.Position, c.errorf(err)
+	return here, c.errorf(err)
 }
 
 func (c triggerCapture) observe(ctx context.Context) (observation, error) {

@@ -94,6 +94,15 @@ func Begin(ctx context.Context, pool *pgxpool.Pool) (replication.Position, error
 	return p.position(), nil
 }
 
+// Here returns the server's place now; everything that had committed before lies before it. For Reached only: no stream can begin there.
+func Here(ctx context.Context, q querier) (replication.Position, error) {
+	p, err := now(ctx, q)
+	if err != nil {
+		return "", err
+	}
+	return p.position(), nil
+}
+
 func now(ctx context.Context, q querier) (place, error) {
 	var p place
 	var timeline int64
