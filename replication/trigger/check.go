@@ -17,8 +17,8 @@ import (
 )
 
 // Uncaptured returns those of the tables that have no log, or one that no longer fits: another table has taken the name; columns that the log
-// keeps were renamed, dropped or changed, and the application's writes fail until Install is run again; nothing keeps the key unique any more;
-// a table that is logged by all its columns has others. Their copies are void.
+// keeps were renamed, dropped or changed, and the application's writes fail until Install is run again, or Silence; nothing keeps the key unique any more;
+// a table that is logged by all its columns has others; or its capture was given up (Silence). Their copies are void.
 func Uncaptured(ctx context.Context, q querier, tables []replication.Table) ([]replication.TableName, error) {
 	found, err := look(ctx, q, tables)
 	if err != nil {
@@ -45,6 +45,21 @@ func (f existing) has(d described) bool {
 		}
 	}
 	return unique(f.keys, d.Key)
+}
+
+// fails tells whether the function can't do its work, since columns that it names are gone or not what they were.
+func (f existing) fails(d described) bool {
+	for _, c := range d.Key {
+		if f.columns[c.Name] != c {
+			return true
+		}
+	}
+	for _, c := range d.Row {
+		if _, ok := f.columns[c.Name]; !ok {
+			return true
+		}
+	}
+	return false
 }
 
 const enabledSQL = `
@@ -76,7 +91,11 @@ func (w *window) check(ctx context.Context) error {
 			return err
 		}})
 	}
-	queries = append(queries, query{tablesSQL, nil, func(row [][]byte) error {
+	var silenced string
+	queries = append(queries, query{silencedSQL, nil, func(row [][]byte) error {
+		silenced = string(row[0])
+		return nil
+	}}, query{tablesSQL, nil, func(row [][]byte) error {
 		tables = string(row[0])
 		return nil
 	}}, query{enabledSQL, [][]byte{oidArray(w.oids)}, func(row [][]byte) error {
@@ -95,6 +114,9 @@ func (w *window) check(ctx context.Context) error {
 		name := w.tables[bad].name
 		return retry.Stop(&preflight.Hinted{Code: "capture-disabled", Err: fmt.Errorf("the capture triggers of table %s are, or were for a while, switched off or gone (ALTER TABLE … DISABLE TRIGGER, or the table was dropped): changes may be missing", name),
 			Hint: fmt.Sprintf("run `replicator resync` with --table %s, and keep triggers enabled: DISABLE TRIGGER ALL and USER hit ours too", name)})
+	}
+	if silenced != w.silenced {
+		return retry.Stop(&preflight.Hinted{Code: "capture-lost", Err: errors.New("the capture of a table was given up, so that the application could write"), Hint: lostHint})
 	}
 	reshaped, err := w.describe(shapes)
 	if errors.As(err, new(*preflight.Hinted)) {

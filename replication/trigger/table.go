@@ -308,8 +308,8 @@ func readCaptured(ctx context.Context, q querier, names []replication.TableName)
 		}
 		var ok bool
 		if t.log, ok = parseDescription(src); !ok {
-			return nil, retry.Stop(&preflight.Hinted{Code: "capture-lost", Err: fmt.Errorf("function %s() was not written by this program", functionName(t.oid)),
-				Hint: "run `replicator resync` for the pair"})
+			return nil, retry.Stop(&preflight.Hinted{Code: "capture-lost", Err: fmt.Errorf("the capture of table %s was given up, or function %s() was not written by this program", t.name, functionName(t.oid)),
+				Hint: lostHint})
 		}
 		delete(missing, t.name)
 		out = append(out, t)
