@@ -1,8 +1,11 @@
 package trigger_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"replicator/internal/pgtest"
 	"replicator/replication"
@@ -101,4 +104,87 @@ func TestAnUnkeyedTablesColumns(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Where the sides differ, that is told, with the statement that mends it, rather than that the log has become useless.
+func TestDriftIsToldBeforeWhatWasAltered(t *testing.T) {
+	f := newFixture(t, few)
+	drifted := errors.New("drifted")
+	f.o.DriftEvery = time.Hour
+	f.o.Drift = func(ctx context.Context, q trigger.Querier) error {
+		var n int
+		if err := q.QueryRow(ctx, `SELECT count(*) FROM pg_attribute WHERE attrelid = 'public.keyless'::regclass AND attname = 'more'`).Scan(&n); err != nil {
+			return err
+		}
+		if n > 0 {
+			return drifted
+		}
+		return nil
+	}
+	f.begin()
+	s := f.start(nil)
+	f.exec(`INSERT INTO keyless VALUES (1)`)
+	s.caughtUp()
+	f.exec(`ALTER TABLE keyless ADD more int; INSERT INTO keyless VALUES (2)`)
+	if err := s.failure(); !errors.Is(err, drifted) {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+// What Silence gives up is neither delivered with holes nor taken up again by a stream that goes on, and Install makes it good.
+func TestSilence(t *testing.T) {
+	f := newFixture(t, few)
+	f.o.RotateBytes, f.o.UpkeepEvery = 8<<10, time.Millisecond // the function is replaced all the time
+	f.begin()
+	s := f.start(nil)
+	f.exec(`INSERT INTO plain (v) SELECT 'v' FROM generate_series(1, 3000)`)
+	s.caughtUp()
+	var oid uint32
+	for _, table := range f.tables {
+		if table.Name.Name == "plain" {
+			oid = table.OID
+		}
+	}
+	f.exec(`ALTER TABLE plain RENAME id TO ident`)
+	lost, failing, err := trigger.Lost(f.ctx(), f.pool)
+	if err != nil || fmt.Sprint(lost, failing) != fmt.Sprintf("[public.plain] [%d]", oid) {
+		t.Errorf("lost are %v, failing %v (%v)", lost, failing, err)
+	}
+	if err := trigger.Silence(f.ctx(), f.pool, oid, 1); err != nil {
+		t.Fatal(err)
+	}
+	f.exec(`INSERT INTO plain (v) VALUES ('silent')`, `ALTER TABLE plain RENAME ident TO id`, `INSERT INTO parent VALUES (99)`)
+	if s.failure() == nil {
+		t.Fatal("the stream goes on")
+	}
+	var n int
+	if err := f.there.QueryRow(t.Context(), `SELECT count(*) FROM public.parent`).Scan(&n); err != nil || n != 0 {
+		t.Errorf("a window that sees the end of the capture was applied: %d %v", n, err)
+	}
+	wantCode(t, f.start(nil).failure(), "capture-lost", "public.plain")
+	if got := f.uncaptured(); fmt.Sprint(got) != "[public.plain]" {
+		t.Errorf("uncaptured are %v", got)
+	}
+	if lost, failing, err = trigger.Lost(f.ctx(), f.pool); err != nil || fmt.Sprint(lost, failing) != "[public.plain] []" {
+		t.Errorf("lost are %v, failing %v (%v)", lost, failing, err)
+	}
+	if err := f.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_proc WHERE proname = 'capture_1'`).Scan(&n); err != nil || n != 0 {
+		t.Errorf("a function was made for a table that isn't captured: %d %v", n, err)
+	}
+	if _, err := f.there.Exec(f.ctx(), `TRUNCATE public.plain`); err != nil {
+		t.Fatal(err)
+	}
+	f.install()
+	if got := f.uncaptured(); len(got) != 0 {
+		t.Errorf("uncaptured are %v after Install", got)
+	}
+	for _, table := range f.tables {
+		if table.OID == oid {
+			f.copy([]replication.Table{table})
+		}
+	}
+	s = f.start(nil)
+	f.exec(`INSERT INTO plain (v) VALUES ('later')`)
+	s.caughtUp()
+	f.equal()
 }
