@@ -10,24 +10,25 @@ import (
 	"replicator/internal/preflight"
 	"replicator/internal/retry"
 	"replicator/replication"
+	"replicator/replication/schema"
 	"replicator/replication/state"
 )
 
 // identify gives tables without a usable identity REPLICA IDENTITY FULL, since publishing them as they are would make the application's
 // own UPDATE and DELETE fail. What was set before is noted for finish.
 func (p *Pair) identify(ctx context.Context, s *side, tables []replication.Table) error {
-	var version int
-	if err := s.pool.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
-		return fmt.Errorf("%s: read its version: %w", s.name, err)
+	strict, err := strictIdentities(ctx, s)
+	if err != nil {
+		return err
 	}
 	for _, t := range tables {
-		if t.ReplicaIdentity == replication.IdentityFull || t.ReplicaIdentity == replication.IdentityIndex ||
+		strict := strict && generates(t)
+		if (t.ReplicaIdentity == replication.IdentityFull && !strict) || t.ReplicaIdentity == replication.IdentityIndex ||
 			(t.ReplicaIdentity == replication.IdentityDefault && t.HasPrimaryKey) {
 			continue
 		}
 		form := "FULL"
-		if version >= 180000 && generates(t) {
-			var err error
+		if strict {
 			if form, err = identityIndex(ctx, s, t); err != nil {
 				return err
 			}
@@ -43,6 +44,33 @@ func (p *Pair) identify(ctx context.Context, s *side, tables []replication.Table
 }
 
 const undoIdentity = "replica identity"
+
+// strictIdentities tells whether the server refuses an UPDATE or DELETE of a published table whose replica identity has generated columns.
+func strictIdentities(ctx context.Context, s *side) (bool, error) {
+	var version int
+	if err := s.pool.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		return false, fmt.Errorf("%s: read its version: %w", s.name, err)
+	}
+	return version >= 180000, nil
+}
+
+// unidentified names a table that can't be published, empty if there is none.
+func (p *Pair) unidentified(ctx context.Context, s *side) (string, error) {
+	strict, err := strictIdentities(ctx, s)
+	if err != nil || !strict {
+		return "", err
+	}
+	tables, err := schema.Tables(ctx, s.pool, p.o.Filter)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", s.name, err)
+	}
+	for _, t := range tables {
+		if generates(t) && len(t.Key) == 0 && t.ReplicaIdentity != replication.IdentityIndex {
+			return t.Name.String(), nil
+		}
+	}
+	return "", nil
+}
 
 func generates(t replication.Table) bool { return len(t.Stored()) < len(t.Columns) }
 
