@@ -143,7 +143,9 @@ func (c logicalCapture) lacks(ctx context.Context, tables []replication.Table) (
 	}
 	var out []replication.TableName
 	for _, t := range tables {
-		if !slices.Contains(published, t.Name) {
+		// A primary key that was dropped leaves a table without an identity, of which the application can update and delete nothing while it is published.
+		unidentified := t.ReplicaIdentity == replication.IdentityDefault && !t.HasPrimaryKey
+		if unidentified || !slices.Contains(published, t.Name) {
 			out = append(out, t.Name)
 		}
 	}

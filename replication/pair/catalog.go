@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"replicator/internal/postgres"
 	"replicator/internal/preflight"
 	"replicator/replication"
 	"replicator/replication/schema"
@@ -129,8 +130,10 @@ func (p *Pair) join(ctx context.Context) error {
 	if err := p.gates(ctx, tableNames(fresh)); err != nil {
 		return err
 	}
-	if err := p.identify(ctx, p.source, fresh); err != nil {
-		return err
+	if p.capture(false).name() != Trigger { // which identifies rows by itself
+		if err := p.identify(ctx, p.source, fresh); err != nil {
+			return err
+		}
 	}
 	if len(c.remade) > 0 {
 		names := tableNames(c.remade)
@@ -247,6 +250,14 @@ func (p *Pair) explainDrift(ctx context.Context, err error, reverse bool) error 
 		return err
 	}
 	return &preflight.Hinted{Code: h.Code, Err: err, Hint: "nothing is lost and the pair waits; run on the " + destination.name + ": " + strings.Join(statements, "; ")}
+}
+
+// explainRefusal does the same for a copy that a constraint of the target refuses, such as one that was dropped on the source.
+func (p *Pair) explainRefusal(ctx context.Context, err error) error {
+	if !strings.HasPrefix(postgres.Code(err), "23") { // integrity constraint violation
+		return err
+	}
+	return p.explainDrift(ctx, &preflight.Hinted{Code: "constraint", Err: err, Hint: "nothing is lost and the pair waits: remove the constraint or the row on the target"}, false)
 }
 
 // fingerprints reads the catalogs of a direction's ends.

@@ -106,5 +106,9 @@ func (p *Pair) obstacle(ctx context.Context, s *side) (string, error) {
 	case !create:
 		return "the role may not create publications in the database", nil
 	}
-	return "", nil
+	table, err := p.unidentified(ctx, s)
+	if err != nil || table == "" {
+		return "", err
+	}
+	return "table " + table + " has generated columns and no key without them, and could neither be updated nor deleted from while it is published", nil
 }

@@ -65,22 +65,23 @@ func (p *Pair) Check(ctx context.Context, reverse bool) []preflight.Finding {
 		out = append(out, p.checkSide(ctx, sd, sd == destination)...)
 	}
 	out = append(out, p.checkCatalogs(ctx, origin, destination)...)
-	if !reverse {
-		c, err := p.changes(ctx)
-		switch {
-		case err != nil:
-			out = append(out, p.finding("unreachable", preflight.Error, "", err.Error(), "mend the connection"))
-		case len(c.joinable) > 0:
-			out = append(out, p.finding("table-joining", preflight.Error, "", fmt.Sprintf("%d tables that were just made are not replicated yet, %s among them", len(c.joinable), c.joinable[0].Name), "wait until they are copied"))
-		case len(c.remade) > 0:
-			out = append(out, p.finding("table-joining", preflight.Error, "", fmt.Sprintf("%d tables that were made anew are not copied yet, %s among them", len(c.remade), c.remade[0].Name), "wait until they are copied"))
-		case len(c.lacking.tables) > 0:
-			out = append(out, p.lackingProblem(c.lacking))
-		case len(c.gone) > 0:
-			out = append(out, p.goneProblem(c.gone))
-		case len(c.rewritten) > 0:
-			out = append(out, p.rewrittenProblem(c.rewritten))
-		}
+	if reverse {
+		return append(out, p.checkLost(ctx, out)...)
+	}
+	c, err := p.changes(ctx)
+	switch {
+	case err != nil:
+		out = append(out, p.finding("unreachable", preflight.Error, "", err.Error(), "mend the connection"))
+	case len(c.joinable) > 0:
+		out = append(out, p.finding("table-joining", preflight.Error, "", fmt.Sprintf("%d tables that were just made are not replicated yet, %s among them", len(c.joinable), c.joinable[0].Name), "wait until they are copied"))
+	case len(c.remade) > 0:
+		out = append(out, p.finding("table-joining", preflight.Error, "", fmt.Sprintf("%d tables that were made anew are not copied yet, %s among them", len(c.remade), c.remade[0].Name), "wait until they are copied"))
+	case len(c.lacking.tables) > 0:
+		out = append(out, p.lackingProblem(c.lacking))
+	case len(c.gone) > 0:
+		out = append(out, p.goneProblem(c.gone))
+	case len(c.rewritten) > 0:
+		out = append(out, p.rewrittenProblem(c.rewritten))
 	}
 	return out
 }
@@ -426,7 +427,7 @@ func (p *Pair) Open(ctx context.Context, reverse bool) error {
 		return fmt.Errorf("%s: %w", destination.name, err)
 	}
 	p.mu.Lock()
-	p.active, p.freeze = !reverse, nil
+	p.active, p.freeze, p.status.lost = !reverse, nil, nil
 	p.lag = lagSamples{}
 	p.mu.Unlock()
 	if reverse {

@@ -75,7 +75,7 @@ func (p *Pair) forward(ctx context.Context) error {
 		return err
 	}
 	if err := p.copyPending(ctx, nil); err != nil {
-		return err
+		return p.explainRefusal(ctx, err)
 	}
 	seams, err := p.seams(ctx)
 	if err != nil {
@@ -341,26 +341,6 @@ func tableNames(tables []replication.Table) []replication.TableName {
 	}
 	return out
 }
-
-// identify gives tables without a usable identity REPLICA IDENTITY FULL, since publishing them as they are would make the application's
-// own UPDATE and DELETE fail. What was set before is noted for finish.
-func (p *Pair) identify(ctx context.Context, s *side, tables []replication.Table) error {
-	for _, t := range tables {
-		if t.ReplicaIdentity == replication.IdentityFull || t.ReplicaIdentity == replication.IdentityIndex ||
-			(t.ReplicaIdentity == replication.IdentityDefault && t.HasPrimaryKey) {
-			continue
-		}
-		if err := p.stored.SaveUndo(ctx, state.Undo{Side: s.name, What: undoIdentity, Schema: t.Name.Schema, Name: t.Name.Name, Previous: string(t.ReplicaIdentity)}); err != nil {
-			return err
-		}
-		if err := lockedly(ctx, s, t.Name, p.waiting, "ALTER TABLE ONLY "+t.Name.Quoted()+" REPLICA IDENTITY FULL"); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-const undoIdentity = "replica identity"
 
 // recapture makes sure, before tables are copied again, that they are still captured: what stopped the stream may have been that they aren't.
 func (p *Pair) recapture(ctx context.Context) error {

@@ -215,8 +215,11 @@ func (p *Pair) putBack(ctx context.Context, s *side) error {
 			continue
 		}
 		form := "DEFAULT"
-		if replication.ReplicaIdentity(u.Previous[0]) == replication.IdentityNothing {
+		switch replication.ReplicaIdentity(u.Previous[0]) {
+		case replication.IdentityNothing:
 			form = "NOTHING"
+		case replication.IdentityFull:
+			form = "FULL"
 		}
 		if err := lockedly(ctx, s, name, p.waiting, "ALTER TABLE ONLY "+name.Quoted()+" REPLICA IDENTITY "+form); err != nil {
 			return err

@@ -178,9 +178,10 @@ func (p *Pair) Run(ctx context.Context, reverse bool) error {
 	}
 	close(p.ready)
 	sampling, stop := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() { defer close(done); p.sample(sampling) }()
-	defer func() { stop(); <-done }()
+	var beside sync.WaitGroup
+	beside.Go(func() { p.sample(sampling) })
+	beside.Go(func() { p.keepWritable(sampling) })
+	defer func() { stop(); beside.Wait() }()
 	return p.supervise(ctx)
 }
 

@@ -36,8 +36,10 @@ func (p *Pair) storage(ctx context.Context, copies []state.Copy, c *changed) err
 		switch {
 		case was.Rewritten(now):
 			c.rewritten = append(c.rewritten, x.Table)
-		case was != now:
-			c.moved[x.Table] = now.String()
+		default:
+			if now := now.Since(was); was != now {
+				c.moved[x.Table] = now.String()
+			}
 		}
 	}
 	return nil
@@ -133,7 +135,8 @@ func (p *Pair) knownEqual(ctx context.Context, reverse bool) (map[replication.Ta
 		if reverse {
 			was.origin, was.destination = was.destination, was.origin
 		}
-		if is, ok := now[t]; ok && !was.origin.Rewritten(is.origin) && !was.destination.Rewritten(is.destination) {
+		// A column more or less is looked at too: a log of all columns (trigger capture without a key) knows nothing of one that was added.
+		if is, ok := now[t]; ok && was.origin.Names == is.origin.Names && !was.origin.Rewritten(is.origin) && !was.destination.Rewritten(is.destination) {
 			out[t] = true
 		}
 	}

@@ -59,7 +59,9 @@ type Status struct {
 	gone    []replication.TableName
 	// rewritten are tables that are being compared, since ALTER TABLE may have computed their rows anew.
 	rewritten []replication.TableName
-	copy      copyProgress
+	// lost are tables of which the active direction's capture doesn't have all changes.
+	lost []replication.TableName
+	copy copyProgress
 }
 
 type copyProgress struct {
@@ -109,6 +111,9 @@ func (p *Pair) Status() Status {
 	}
 	if len(s.rewritten) > 0 && !p.active {
 		s.Problems = append(s.Problems, p.rewrittenProblem(s.rewritten))
+	}
+	if len(s.lost) > 0 && p.active && s.Phase != Finished {
+		s.Problems = append(s.Problems, p.lostProblem(s.lost))
 	}
 	if p.o.RetainedWarning > 0 && s.RetainedBytes != nil && *s.RetainedBytes > p.o.RetainedWarning {
 		s.Problems = append(s.Problems, preflight.Finding{Code: "retained-wal", Severity: preflight.Warning, Pair: p.o.Name,

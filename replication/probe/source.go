@@ -143,6 +143,17 @@ func (r *run) keys(ctx context.Context, s *side, list []replication.Table, oids 
 	} else {
 		r.ok(s.name, "no-key", "every table has a key")
 	}
+	unidentified := slices.DeleteFunc(slices.Clone(list), func(t replication.Table) bool {
+		return len(t.Key) > 0 || len(t.Stored()) == len(t.Columns) || s.major() < 18
+	})
+	if len(unidentified) > 0 {
+		list := make([]replication.TableName, len(unidentified))
+		for i, t := range unidentified {
+			list[i] = t.Name
+		}
+		r.warn(s.name, "generated-identity", "give them a key without generated columns, or set capture: trigger, or leave them out by tables.exclude",
+			"%s have generated columns and no key without them: capture: logical refuses them, since from PostgreSQL 18 on the application could neither update nor delete their rows", names(list))
+	}
 	deferrable, err := column(ctx, s, `SELECT DISTINCT format('%s.%s (%s)', n.nspname, c.relname, i.relname) FROM pg_index x JOIN pg_class c ON c.oid = x.indrelid
 		JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE x.indrelid = ANY ($1::oid[]) AND x.indisunique AND NOT x.indimmediate ORDER BY 1`, oids)

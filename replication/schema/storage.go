@@ -2,7 +2,12 @@ package schema
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
+	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -18,11 +23,14 @@ type Storage struct {
 	OID, File uint32
 	// Columns is a digest of the live columns' numbers and versions; "none" where there are none.
 	Columns string
+	// Names gives the live columns' numbers by their names, as JSON; empty where a former version of this program read it.
+	Names string
 }
 
 const readStorage = `
 SELECT n.nspname, c.relname, c.oid, c.relfilenode,
-  (SELECT coalesce(md5(string_agg(a.attnum || ' ' || a.xmin::text, ',' ORDER BY a.attnum)), 'none') FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+  (SELECT coalesce(md5(string_agg(a.attnum || ' ' || a.xmin::text, ',' ORDER BY a.attnum)), 'none') FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+  (SELECT coalesce(jsonb_object_agg(a.attname, a.attnum), '{}')::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND ` + applicationSchema
 
@@ -35,7 +43,7 @@ func ReadStorage(ctx context.Context, q Querier) (map[replication.TableName]Stor
 	out := map[replication.TableName]Storage{}
 	var name replication.TableName
 	var s Storage
-	_, err = pgx.ForEachRow(rows, []any{&name.Schema, &name.Name, &s.OID, &s.File, &s.Columns}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&name.Schema, &name.Name, &s.OID, &s.File, &s.Columns, &s.Names}, func() error {
 		out[name] = s
 		return nil
 	})
@@ -45,18 +53,68 @@ func ReadStorage(ctx context.Context, q Querier) (map[replication.TableName]Stor
 	return out, nil
 }
 
-// Rewritten tells whether rows may have been computed anew, or the table replaced by another, between s and later. It misses no such change; it is
-// wrong where a table got another file and, apart from that, other definitions of columns in between.
+// Rewritten tells whether rows may have been computed anew, the table replaced by another, or other values come under a column's name, between s and
+// later. It misses no such change; it is wrong where a table got another file and, apart from that, other definitions of columns in between.
 func (s Storage) Rewritten(later Storage) bool {
-	return s.OID != later.OID || (s.File != later.File && s.Columns != later.Columns)
+	return s.OID != later.OID || (s.File != later.File && s.Columns != later.Columns) || s.renumbered(later)
+}
+
+// renumbered tells whether a name that stays belongs to another column: one that was dropped and made anew, or renamed while another took its name.
+// Neither moves a row, and rows are told apart by nothing but names.
+func (s Storage) renumbered(later Storage) bool {
+	if s.Names == later.Names || s.Names == "" || later.Names == "" {
+		return false
+	}
+	was, is := s.numbers(), later.numbers()
+	for name, n := range was {
+		if m, ok := is[name]; ok && m != n {
+			return true
+		}
+	}
+	return false
+}
+
+func (s Storage) numbers() map[string]int {
+	out := map[string]int{}
+	_ = json.Unmarshal([]byte(s.Names), &out) // of the server's own making, or checked by ParseStorage
+	return out
+}
+
+// Since returns s, with the names that earlier has besides: a column that is gone is remembered, so that one which takes its name later is known to be
+// another.
+func (s Storage) Since(earlier Storage) Storage {
+	if s.OID != earlier.OID || s.Names == earlier.Names || s.Names == "" || earlier.Names == "" {
+		return s
+	}
+	names := earlier.numbers()
+	maps.Copy(names, s.numbers())
+	b, err := json.Marshal(names)
+	if err == nil {
+		s.Names = string(b)
+	}
+	return s
 }
 
 // String is the text that ParseStorage reads.
-func (s Storage) String() string { return fmt.Sprintf("%d %d %s", s.OID, s.File, s.Columns) }
+func (s Storage) String() string {
+	return strings.TrimSuffix(fmt.Sprintf("%d %d %s %s", s.OID, s.File, s.Columns, s.Names), " ")
+}
 
-// ParseStorage reads what String wrote.
+// ParseStorage reads what String wrote, in this version of the program or a former one.
 func ParseStorage(text string) (s Storage, err error) {
-	if _, err := fmt.Sscan(text, &s.OID, &s.File, &s.Columns); err != nil {
+	parts := strings.SplitN(text, " ", 4)
+	if len(parts) < 3 {
+		return Storage{}, fmt.Errorf("parse where a table's rows were stored (%q): too few words", text)
+	}
+	oid, e1 := strconv.ParseUint(parts[0], 10, 32)
+	file, e2 := strconv.ParseUint(parts[1], 10, 32)
+	s = Storage{OID: uint32(oid), File: uint32(file), Columns: parts[2]}
+	var e3 error
+	if len(parts) == 4 {
+		s.Names = parts[3]
+		e3 = json.Unmarshal([]byte(s.Names), &map[string]int{})
+	}
+	if err := errors.Join(e1, e2, e3); err != nil {
 		return Storage{}, fmt.Errorf("parse where a table's rows were stored (%q): %w", text, err)
 	}
 	return s, nil

@@ -24,8 +24,8 @@ type Querier interface {
 const applicationSchema = `n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'replicator', '_heroku')`
 
 // readTables lists ordinary tables and partition leaves: one query however many there are. An index is a key candidate if it is
-// valid, unique at once (a deferrable key accepts duplicates in replica role), whole, over plain NOT NULL columns; the primary key
-// comes first, then the replica identity, then the oldest. Tables of extensions are the extension's, but for those that it marks as
+// valid, unique at once (a deferrable key accepts duplicates in replica role), whole, over NOT NULL columns that aren't generated (no capture
+// gets their values from an application's row as it is written, and pgoutput sends none); the primary key comes first, then the replica identity, then the oldest. Tables of extensions are the extension's, but for those that it marks as
 // configuration without a condition: their rows are the user's (pg_extension_config_dump in the documentation).
 const readTables = `
 SELECT n.nspname, c.relname, c.oid, c.relreplident::text, c.relpersistence = 'u',
@@ -52,7 +52,7 @@ LEFT JOIN LATERAL (
   WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indisready AND i.indimmediate
     AND i.indpred IS NULL AND i.indexprs IS NULL
     AND NOT EXISTS (SELECT FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) col
-                    JOIN pg_attribute x ON x.attrelid = c.oid AND x.attnum = col WHERE NOT x.attnotnull)
+                    JOIN pg_attribute x ON x.attrelid = c.oid AND x.attnum = col WHERE NOT x.attnotnull OR x.attgenerated <> '')
   ORDER BY i.indisprimary DESC, i.indisreplident DESC, i.indexrelid
   LIMIT 1
 ) k ON true

@@ -1,10 +1,12 @@
 package trigger
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -14,8 +16,9 @@ import (
 	"replicator/replication"
 )
 
-// Uncaptured returns those of the tables that have no log, or one that no longer fits: another table has taken the name, or columns that the
-// log keeps were renamed, dropped or changed, and the application's writes fail until Install is run again. Their copies are void.
+// Uncaptured returns those of the tables that have no log, or one that no longer fits: another table has taken the name; columns that the log
+// keeps were renamed, dropped or changed, and the application's writes fail until Install is run again, or Silence; nothing keeps the key unique any more;
+// a table that is logged by all its columns has others; or its capture was given up (Silence). Their copies are void.
 func Uncaptured(ctx context.Context, q querier, tables []replication.Table) ([]replication.TableName, error) {
 	found, err := look(ctx, q, tables)
 	if err != nil {
@@ -31,19 +34,32 @@ func Uncaptured(ctx context.Context, q querier, tables []replication.Table) ([]r
 	return out, nil
 }
 
-// has tells whether the table still has the columns that its log keeps. Other columns matter only where whole rows are kept.
+// has tells whether the table still is what its log keeps: all columns that are stored, or a key that is one.
 func (f existing) has(d described) bool {
+	if len(d.Key) == 0 {
+		return slices.EqualFunc(d.Row, f.stored, func(c column, name string) bool { return c.Name == name })
+	}
+	for _, c := range d.Key {
+		if f.columns[c.Name] != c || !slices.Contains(f.stored, c.Name) || !slices.Contains(f.full, c.Name) {
+			return false
+		}
+	}
+	return unique(f.keys, d.Key)
+}
+
+// fails tells whether the function can't do its work, since columns that it names are gone or not what they were.
+func (f existing) fails(d described) bool {
 	for _, c := range d.Key {
 		if f.columns[c.Name] != c {
-			return false
+			return true
 		}
 	}
 	for _, c := range d.Row {
 		if _, ok := f.columns[c.Name]; !ok {
-			return false
+			return true
 		}
 	}
-	return true
+	return false
 }
 
 const enabledSQL = `
@@ -75,7 +91,11 @@ func (w *window) check(ctx context.Context) error {
 			return err
 		}})
 	}
-	queries = append(queries, query{tablesSQL, nil, func(row [][]byte) error {
+	var silenced string
+	queries = append(queries, query{silencedSQL, nil, func(row [][]byte) error {
+		silenced = string(row[0])
+		return nil
+	}}, query{tablesSQL, nil, func(row [][]byte) error {
 		tables = string(row[0])
 		return nil
 	}}, query{enabledSQL, [][]byte{oidArray(w.oids)}, func(row [][]byte) error {
@@ -95,12 +115,31 @@ func (w *window) check(ctx context.Context) error {
 		return retry.Stop(&preflight.Hinted{Code: "capture-disabled", Err: fmt.Errorf("the capture triggers of table %s are, or were for a while, switched off or gone (ALTER TABLE … DISABLE TRIGGER, or the table was dropped): changes may be missing", name),
 			Hint: fmt.Sprintf("run `replicator resync` with --table %s, and keep triggers enabled: DISABLE TRIGGER ALL and USER hit ours too", name)})
 	}
+	if silenced != w.silenced {
+		return retry.Stop(&preflight.Hinted{Code: "capture-lost", Err: errors.New("the capture of a table was given up, so that the application could write"), Hint: lostHint})
+	}
 	reshaped, err := w.describe(shapes)
+	if errors.As(err, new(*preflight.Hinted)) {
+		// What the two sides differ in says more: the statement that makes them alike.
+		return cmp.Or(w.drift(ctx), err)
+	}
 	if err != nil {
 		return err
 	}
 	w.reshaped = reshaped
 	if w.s.o.Drift == nil || (!reshaped && tables == w.catalog && time.Since(w.driftAsked) < w.s.o.DriftEvery) {
+		return nil
+	}
+	if err := w.drift(ctx); err != nil {
+		return err
+	}
+	w.driftAsked, w.catalog = time.Now(), tables
+	return nil
+}
+
+// drift asks whether the catalog, as the window sees it, is still the one that the destination has.
+func (w *window) drift(ctx context.Context) error {
+	if w.s.o.Drift == nil {
 		return nil
 	}
 	// What the session forbids the planner for the log's sake would make a query of the whole catalog slow.
@@ -113,7 +152,6 @@ func (w *window) check(ctx context.Context) error {
 	if _, err := w.conn.Exec(ctx, `SELECT set_config(x, 'off', true) FROM unnest($1::text[]) x`, forbidden); err != nil {
 		return fmt.Errorf("ask for drift: %w", err)
 	}
-	w.driftAsked, w.catalog = time.Now(), tables
 	return nil
 }
 
@@ -124,12 +162,12 @@ func (w *window) describe(shapes []found) (reshaped bool, err error) {
 			return false, errRewritten
 		}
 		t := w.tables[f.OID]
-		if !f.keyFull(t) {
-			return false, altered(t.name, "a column of its key is no longer NOT NULL")
-		}
 		was := t.shape
 		if err := t.describe(f.shape(t)); err != nil {
 			return false, err
+		}
+		if why := f.unkeyed(t); why != "" {
+			return false, altered(t.name, why)
 		}
 		reshaped = reshaped || t.shape != was
 	}

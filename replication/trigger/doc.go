@@ -24,10 +24,13 @@
 // is left and the destination has all of it. No VACUUM is needed, writers never wait, and an old transaction only holds back the tables
 // that it wrote to itself.
 //
-// A key's column that is renamed, dropped or given another type makes the function fail, and with it the application's write, until Install is
-// run again; Uncaptured finds such tables, and a running pair asks it every ten seconds. Everything else that may be altered is either
-// harmless or stops the stream with a remedy. (What PostgreSQL 15 offers instead was tried: a WHEN clause or UPDATE OF that names the
-// key makes DROP COLUMN and ALTER TYPE fail, renames pass it all the same; an exception block costs a subtransaction for every row.)
+// A key's column that is renamed, dropped or given another type makes the function fail, and with it the application's write; so does a column of a
+// table without key that is renamed or dropped. Lost finds such tables, and Silence, which the pair calls in every phase, ends that within some ten
+// seconds: the function then does nothing, all streams stop before they hand over a window that sees this, and Install makes the log anew. Uncaptured finds
+// these tables and others whose copies are void: those where nothing keeps the key unique any more (two rows of one key would both be taken for new), and
+// those without key that have other columns than their log. Everything else that may be altered is either harmless or stops the stream with a
+// remedy. (What PostgreSQL 15 offers instead was tried: a WHEN clause or UPDATE OF that names the key makes DROP COLUMN and ALTER TYPE fail, renames pass
+// it all the same; an exception block costs a subtransaction for every row.)
 //
 // How to add a kind of table: decide in install.go (describe, refused) what its log holds, write the function's body in function.go, the
 // statement that gives its net change in table.go, and add it to the schema of the concurrency test.

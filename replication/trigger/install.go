@@ -2,6 +2,7 @@ package trigger
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -155,6 +156,8 @@ type existing struct {
 	row, truncate           string // tgenabled of the two triggers, empty if missing
 	narrow                  bool   // the row trigger leaves updates out that don't name the key
 	columns                 map[string]column
+	stored, full            []string   // the columns that aren't generated, and those that are NOT NULL
+	keys                    [][]string // what keysSQL gives
 }
 
 // refused tells why a table can't be captured and what to do, both empty if it can.
@@ -185,9 +188,11 @@ SELECT c.oid, pg_has_role(c.relowner, 'USAGE'),
        coalesce((SELECT t.tgenabled::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = c.oid AND t.tgname = 'replicator_capture_truncate'
          AND p.pronamespace = to_regnamespace('replicator') AND p.proname = 'capture_truncate' AND t.tgtype = 32), ''),
        EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'replicator_capture' AND t.tgattr <> ''),
-       x.names, x.types, x.builtin, x.collations, x.operators
+       x.names, x.types, x.builtin, x.collations, x.operators, coalesce(x.stored, '{}'), coalesce(x.notnull, '{}'), ` + keysSQL + `
 FROM pg_class c CROSS JOIN LATERAL (
   SELECT array_agg(a.attname::text ORDER BY a.attnum) AS names,
+         array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attgenerated = '') AS stored,
+         array_agg(a.attname::text) FILTER (WHERE a.attnotnull) AS notnull,
          array_agg(format_type(b.oid, -1) ORDER BY a.attnum) AS types,
          array_agg(b.oid < 16384 AND b.typnamespace = 'pg_catalog'::regnamespace ORDER BY a.attnum) AS builtin,
          array_agg(coalesce((SELECT quote_ident(n.nspname) || '.' || quote_ident(l.collname) FROM pg_collation l JOIN pg_namespace n ON n.oid = l.collnamespace
@@ -217,7 +222,11 @@ func look(ctx context.Context, q querier, tables []replication.Table) (map[uint3
 		var e existing
 		var names, types, collations, operators []string
 		var builtin []bool
-		if err := rows.Scan(&e.oid, &e.owned, &e.forced, &e.schemaOK, &e.src, &e.row, &e.truncate, &e.narrow, &names, &types, &builtin, &collations, &operators); err != nil {
+		var keys []byte
+		if err := rows.Scan(&e.oid, &e.owned, &e.forced, &e.schemaOK, &e.src, &e.row, &e.truncate, &e.narrow, &names, &types, &builtin, &collations, &operators, &e.stored, &e.full, &keys); err != nil {
+			return nil, fmt.Errorf("read the tables' catalog: %w", err)
+		}
+		if err := json.Unmarshal(keys, &e.keys); err != nil {
 			return nil, fmt.Errorf("read the tables' catalog: %w", err)
 		}
 		e.columns = map[string]column{}

@@ -23,6 +23,7 @@ CREATE TABLE uniquekey (x int, y int NOT NULL UNIQUE);
 CREATE TABLE keyless (a int, v text, f float8, j json, c char(4), m mood, at timestamptz);
 CREATE TABLE deferred (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v text);
 CREATE TABLE always (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text, doubled int GENERATED ALWAYS AS (length(v) * 2) STORED);
+CREATE TABLE computed (a int NOT NULL, k int GENERATED ALWAYS AS (a * 2) STORED PRIMARY KEY, v text);
 CREATE TABLE "Odd ""$capture$'\ name" ("Key'col" uuid PRIMARY KEY DEFAULT gen_random_uuid(), "select" text);
 CREATE TABLE parts (id int, at date NOT NULL, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
 CREATE TABLE parts_a PARTITION OF parts FOR VALUES FROM ('2020-01-01') TO ('2021-01-01');
@@ -64,6 +65,7 @@ var cases = map[string][]string{
 	"keyless, some of equal rows":    {`DELETE FROM keyless WHERE ctid IN (SELECT ctid FROM keyless WHERE a = 1 LIMIT 2)`, `UPDATE keyless SET v = '' WHERE a = 2`, `UPDATE keyless SET v = v`},
 	"deferrable key":                 {`INSERT INTO deferred VALUES (1, 'a'), (2, 'b')`, `UPDATE deferred SET id = 3 - id`},
 	"identity and generated columns": {`INSERT INTO always (v) VALUES ('a'), ('bb')`, `UPDATE always SET v = 'ccc' WHERE id = 1`, `UPDATE always SET id = DEFAULT WHERE id = 2`},
+	"key over a generated column":    {`INSERT INTO computed (a, v) VALUES (1, 'a'), (2, 'b'), (3, 'c')`, `UPDATE computed SET v = 'u' WHERE a = 1`, `UPDATE computed SET a = 7 WHERE a = 2`, `DELETE FROM computed WHERE a = 3`},
 	"odd names":                      {`INSERT INTO "Odd ""$capture$'\ name" ("select") VALUES ('x')`, `UPDATE "Odd ""$capture$'\ name" SET "Key'col" = gen_random_uuid()`},
 	"through the root":               {`INSERT INTO parts VALUES (1, '2020-05-05', 'a'), (2, '2021-05-05', 'b')`},
 	"rows move between leaves":       {`UPDATE parts SET at = at + 365 WHERE id = 1`, `UPDATE parts SET at = at - 365 WHERE id = 2`, `UPDATE parts SET v = 'moved'`},
@@ -83,7 +85,7 @@ var cases = map[string][]string{
 var order = []string{"insert", "update leaves a TOASTed value", "delete", "insert and delete", "delete and insert", "key moves", "keys swap", "unique values swap",
 	"unique values rotate", "unique value to a new row", "keys slide", "composite key", "enum and domain in the key", "another spelling, citext",
 	"another spelling, numeric", "another spelling, later", "odd key types", "keyless", "keyless, some of equal rows", "deferrable key", "identity and generated columns",
-	"odd names", "through the root", "rows move between leaves", "inherited", "referential actions", "row level security", "truncate", "truncate cascade",
+	"key over a generated column", "odd names", "through the root", "rows move between leaves", "inherited", "referential actions", "row level security", "truncate", "truncate cascade",
 	"truncate the root", "truncate rolled back", "savepoints", "replica role", "rewritten"}
 
 // Every kind of table and change arrives, whether each case is a window of its own, all of them are one, or the window comes in pieces, full or early ones.

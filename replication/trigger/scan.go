@@ -254,7 +254,7 @@ func (r *reader) narrow(ctx context.Context, t *captured) error {
 	if err != nil {
 		return err
 	}
-	done, err := r.replace(ctx, t, true, function)
+	done, err := r.replace(ctx, t, true, r.unsilenced(), function)
 	if done {
 		t.log, t.shape, t.scan.known, t.scan.full = next, nil, nil, nil
 		r.s.o.Log.Info("change log: updates of a small table are read from the table itself", "table", t.name.String())
@@ -284,7 +284,7 @@ func (r *reader) unscan(ctx context.Context, t *captured) error {
 	if err != nil {
 		return err
 	}
-	if _, err := r.conn.Exec(ctx, function); err != nil {
+	if err := r.replaced(ctx, function); err != nil {
 		return fmt.Errorf("end the scanning of %s: %w", t.name, err)
 	}
 	t.log, t.shape, t.scan.full = next, nil, nil

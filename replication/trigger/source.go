@@ -194,6 +194,10 @@ func newReader(ctx context.Context, s *Source, conn *pgx.Conn, from place) (*rea
 	if err := r.sameHistory(ctx); err != nil {
 		return nil, err
 	}
+	// Before the functions are read: what is given up in between stops the stream.
+	if err := conn.QueryRow(ctx, silencedSQL).Scan(&r.silenced); err != nil {
+		return nil, fmt.Errorf("look for captures that were given up: %w", err)
+	}
 	tables, err := readCaptured(ctx, conn, s.o.Tables)
 	if err != nil {
 		return nil, err

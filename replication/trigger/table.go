@@ -43,11 +43,17 @@ func (s *shape) same(o *shape) bool {
 		})
 }
 
+// keysSQL gives, of table c, the columns of each index by which they are unique in every snapshot, as JSON: a deferrable one isn't, nor one that is
+// being built.
+const keysSQL = `(SELECT coalesce(jsonb_agg(k.names), '[]') FROM pg_index i CROSS JOIN LATERAL (
+    SELECT jsonb_agg(x.attname) AS names FROM pg_attribute x WHERE x.attrelid = c.oid AND x.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])) k
+  WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indisready AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL)`
+
 // shapeSQL reads tables as the transaction's snapshot shows them. rewritten: since the snapshot was taken, the rows have moved to another
 // file (TRUNCATE, or an ALTER TABLE that rewrites), and under the snapshot the table looks empty ("Caveats" of concurrency control).
 const shapeSQL = `
 SELECT jsonb_build_object('oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'rewritten', c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid),
-       'unique', (SELECT count(*) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)), 'columns', coalesce(a.columns, '[]'))
+       'unique', (SELECT count(*) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)), 'keys', ` + keysSQL + `, 'columns', coalesce(a.columns, '[]'))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
   SELECT jsonb_agg(jsonb_build_object('name', attname, 'type', atttypid::bigint, 'mod', atttypmod, 'full', attnotnull) ORDER BY attnum) AS columns
@@ -61,7 +67,9 @@ type found struct {
 	Name      string `json:"name"`
 	Rewritten bool   `json:"rewritten"`
 	Unique    int    `json:"unique"`
-	Columns   []struct {
+	// Keys are what keysSQL gives.
+	Keys    [][]string `json:"keys"`
+	Columns []struct {
 		Name string `json:"name"`
 		Type uint32 `json:"type"`
 		Mod  int32  `json:"mod"`
@@ -77,14 +85,30 @@ func (f found) shape(t *captured) *shape {
 	return s
 }
 
-// keyFull tells whether the key's columns are still NOT NULL: a log by key says by nulls what was done.
-func (f found) keyFull(t *captured) bool {
+// unkeyed tells why the columns of the log's key identify a row no longer, in the window's snapshot; empty if they do. A log by key says by nulls what
+// was done, and two rows of one key would both be taken for new.
+func (f found) unkeyed(t *captured) string {
+	if len(t.log.Key) == 0 {
+		return ""
+	}
 	for _, c := range f.Columns {
 		if !c.Full && slices.ContainsFunc(t.log.Key, func(k column) bool { return k.Name == c.Name }) {
-			return false
+			return "a column of its key is no longer NOT NULL"
 		}
 	}
-	return true
+	if !unique(f.Keys, t.log.Key) {
+		return "the unique constraint or index of its key is gone, or doesn't hold at once any more"
+	}
+	return ""
+}
+
+// unique tells whether one of the indexes, given by their columns, keeps the key unique: it has no other columns.
+func unique(indexes [][]string, key []column) bool {
+	return slices.ContainsFunc(indexes, func(names []string) bool {
+		return !slices.ContainsFunc(names, func(name string) bool {
+			return !slices.ContainsFunc(key, func(k column) bool { return k.Name == name })
+		})
+	})
 }
 
 // describe gives the table the shape it has in the window's snapshot. What the log knows of it must still hold.
@@ -128,7 +152,7 @@ func (t *captured) describe(found *shape) error {
 
 func altered(name replication.TableName, what string) error {
 	return retry.Stop(&preflight.Hinted{Code: "capture-altered", Err: fmt.Errorf("table %s was altered: %s", name, what),
-		Hint: fmt.Sprintf("its change log must be made anew: make both sides alike, then run `replicator resync` with --table %s", name)})
+		Hint: fmt.Sprintf("its change log must be made anew and the table copied again, which a pair from source to target does by itself once both sides are alike; if this stays: `replicator resync` with --table %s", name)})
 }
 
 // statements read a table's window. $1 and $2 are xmax and xip of the snapshot before it, for a table that is scanned $3 its xmin and $4 what
@@ -284,8 +308,8 @@ func readCaptured(ctx context.Context, q querier, names []replication.TableName)
 		}
 		var ok bool
 		if t.log, ok = parseDescription(src); !ok {
-			return nil, retry.Stop(&preflight.Hinted{Code: "capture-lost", Err: fmt.Errorf("function %s() was not written by this program", functionName(t.oid)),
-				Hint: "run `replicator resync` for the pair"})
+			return nil, retry.Stop(&preflight.Hinted{Code: "capture-lost", Err: fmt.Errorf("the capture of table %s was given up, or function %s() was not written by this program", t.name, functionName(t.oid)),
+				Hint: lostHint})
 		}
 		delete(missing, t.name)
 		out = append(out, t)

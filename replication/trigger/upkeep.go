@@ -119,7 +119,7 @@ func (r *reader) turn(ctx context.Context, t *captured, slot int) error {
 	if err != nil {
 		return err
 	}
-	if _, err := r.conn.Exec(ctx, sql); err != nil {
+	if err := r.replaced(ctx, sql); err != nil {
 		return fmt.Errorf("turn the change log of %s: %w", t.name, err)
 	}
 	t.log = next

@@ -33,6 +33,8 @@ type reader struct {
 	prepared map[string]string
 	// lookedAt is when a snapshot last showed nothing new, or when the last window ended, by the server's clock.
 	lookedAt time.Time
+	// silenced is what silencedSQL said when the stream began.
+	silenced string
 	// beat identifies the heartbeat row that was last seen.
 	beat string
 	// driftAsked is when Options.Drift was last asked, catalog what tablesSQL said then.

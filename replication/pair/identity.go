@@ -1,0 +1,99 @@
+package pair
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"replicator/internal/preflight"
+	"replicator/internal/retry"
+	"replicator/replication"
+	"replicator/replication/schema"
+	"replicator/replication/state"
+)
+
+// identify gives tables without a usable identity REPLICA IDENTITY FULL, since publishing them as they are would make the application's
+// own UPDATE and DELETE fail. What was set before is noted for finish.
+func (p *Pair) identify(ctx context.Context, s *side, tables []replication.Table) error {
+	strict, err := strictIdentities(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		strict := strict && generates(t)
+		if (t.ReplicaIdentity == replication.IdentityFull && !strict) || t.ReplicaIdentity == replication.IdentityIndex ||
+			(t.ReplicaIdentity == replication.IdentityDefault && t.HasPrimaryKey) {
+			continue
+		}
+		form := "FULL"
+		if strict {
+			if form, err = identityIndex(ctx, s, t); err != nil {
+				return err
+			}
+		}
+		if err := p.stored.SaveUndo(ctx, state.Undo{Side: s.name, What: undoIdentity, Schema: t.Name.Schema, Name: t.Name.Name, Previous: string(t.ReplicaIdentity)}); err != nil {
+			return err
+		}
+		if err := lockedly(ctx, s, t.Name, p.waiting, "ALTER TABLE ONLY "+t.Name.Quoted()+" REPLICA IDENTITY "+form); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const undoIdentity = "replica identity"
+
+// strictIdentities tells whether the server refuses an UPDATE or DELETE of a published table whose replica identity has generated columns.
+func strictIdentities(ctx context.Context, s *side) (bool, error) {
+	var version int
+	if err := s.pool.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		return false, fmt.Errorf("%s: read its version: %w", s.name, err)
+	}
+	return version >= 180000, nil
+}
+
+// unidentified names a table that can't be published, empty if there is none.
+func (p *Pair) unidentified(ctx context.Context, s *side) (string, error) {
+	strict, err := strictIdentities(ctx, s)
+	if err != nil || !strict {
+		return "", err
+	}
+	tables, err := schema.Tables(ctx, s.pool, p.o.Filter)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", s.name, err)
+	}
+	for _, t := range tables {
+		if generates(t) && len(t.Key) == 0 && t.ReplicaIdentity != replication.IdentityIndex {
+			return t.Name.String(), nil
+		}
+	}
+	return "", nil
+}
+
+func generates(t replication.Table) bool { return len(t.Stored()) < len(t.Columns) }
+
+// identitySQL finds what REPLICA IDENTITY USING INDEX takes, without a generated column.
+const identitySQL = `
+SELECT n.relname FROM pg_index i JOIN pg_class n ON n.oid = i.indexrelid
+WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+  AND NOT EXISTS (SELECT FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) k JOIN pg_attribute x ON x.attrelid = i.indrelid AND x.attnum = k
+                  WHERE NOT x.attnotnull OR x.attgenerated <> '')
+ORDER BY i.indexrelid LIMIT 1`
+
+// identityIndex names the index that identifies a table's rows where FULL would make the application's UPDATE and DELETE fail: from PostgreSQL 18 on a
+// replica identity must have no generated column that isn't published, and FULL has them all.
+func identityIndex(ctx context.Context, s *side, t replication.Table) (string, error) {
+	var name string
+	err := s.pool.QueryRow(ctx, identitySQL, t.OID).Scan(&name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", retry.Stop(&preflight.Hinted{Code: "generated-identity",
+			Err:  fmt.Errorf("%s: table %s has generated columns and no key without them: from PostgreSQL 18 on the application could neither update nor delete its rows while it is published", s.name, t.Name),
+			Hint: "give it a primary key, or a unique index over NOT NULL columns, that aren't generated; or set capture: trigger; or leave the table out by tables.exclude"})
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: look for an identity of %s: %w", s.name, t.Name, err)
+	}
+	return "USING INDEX " + replication.QuoteIdent(name), nil
+}
