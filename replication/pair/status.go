@@ -59,7 +59,9 @@ type Status struct {
 	gone    []replication.TableName
 	// rewritten are tables that are being compared, since ALTER TABLE may have computed their rows anew.
 	rewritten []replication.TableName
-	copy      copyProgress
+	// foreign are foreign keys that could not be put back as they were.
+	foreign []preflight.Finding
+	copy    copyProgress
 }
 
 type copyProgress struct {
@@ -110,6 +112,7 @@ func (p *Pair) Status() Status {
 	if len(s.rewritten) > 0 && !p.active {
 		s.Problems = append(s.Problems, p.rewrittenProblem(s.rewritten))
 	}
+	s.Problems = append(s.Problems, s.foreign...)
 	if p.o.RetainedWarning > 0 && s.RetainedBytes != nil && *s.RetainedBytes > p.o.RetainedWarning {
 		s.Problems = append(s.Problems, preflight.Finding{Code: "retained-wal", Severity: preflight.Warning, Pair: p.o.Name,
 			Message: "the source keeps more on its disk for the pair (the slot's write-ahead log, or the change log) than the guard allows", Hint: "see what the target waits for; the source's disk fills up meanwhile"})
