@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,15 +18,18 @@ import (
 // LockMode is a table lock as pg_locks spells it.
 type LockMode string
 
-// The locks that our statements take on the application's tables: CREATE TRIGGER and ENABLE TRIGGER the first, DROP TRIGGER the second.
+// The locks that our statements take on the application's tables: VALIDATE CONSTRAINT the first; CREATE TRIGGER, ENABLE TRIGGER and the adding of a
+// foreign key the second; DROP TRIGGER, the dropping of a foreign key, ENABLE RULE and REPLICA IDENTITY the third.
 const (
-	ShareRowExclusive LockMode = "ShareRowExclusiveLock"
-	AccessExclusive   LockMode = "AccessExclusiveLock"
+	ShareUpdateExclusive LockMode = "ShareUpdateExclusiveLock"
+	ShareRowExclusive    LockMode = "ShareRowExclusiveLock"
+	AccessExclusive      LockMode = "AccessExclusiveLock"
 )
 
-// conflicting are the modes that conflict with the two ("Explicit Locking", Conflicting Lock Modes).
+// conflicting are the modes that conflict with these ("Explicit Locking", Conflicting Lock Modes).
 var conflicting = map[LockMode][]string{
-	ShareRowExclusive: {"RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"},
+	ShareUpdateExclusive: {"ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"},
+	ShareRowExclusive:    {"RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock"},
 	AccessExclusive: {"AccessShareLock", "RowShareLock", "RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock",
 		"ExclusiveLock", "AccessExclusiveLock"},
 }
@@ -34,6 +38,8 @@ var conflicting = map[LockMode][]string{
 type LockedStep struct {
 	OID  uint32
 	Name string // for people
+	// Also are other tables that the statements lock likewise: the one that a foreign key points to.
+	Also []uint32
 	// Statements take the lock and make the change. A table that is gone meanwhile needs none: the step counts as done.
 	Statements []string
 }
@@ -45,6 +51,8 @@ type Calm struct {
 	Log  *slog.Logger
 	// What is being changed, for the log: "change log".
 	What string
+	// Waiting, if set, hears after each round what is waited for and who holds it, and the empty text when nothing is any more.
+	Waiting func(what string)
 }
 
 // ErrBusy: a table's lock is held by somebody who won't let go of it soon.
@@ -67,6 +75,11 @@ const (
 func (c Calm) Run(ctx context.Context, steps []LockedStep, mode LockMode, explain func(LockedStep, error) error) error {
 	var refused []error
 	round := 0
+	waiting := c.Waiting
+	if waiting == nil {
+		waiting = func(string) {}
+	}
+	defer waiting("")
 	err := retry.Do(ctx, retry.Policy{First: 200 * time.Millisecond, Max: 5 * time.Second}, func(ctx context.Context) error {
 		round++
 		var busy []LockedStep
@@ -75,7 +88,7 @@ func (c Calm) Run(ctx context.Context, steps []LockedStep, mode LockMode, explai
 		for i, s := range steps {
 			err := look.refresh(ctx, c.Pool, steps[i:], mode)
 			if err == nil {
-				err = c.step(ctx, s, look.found[s.OID], round)
+				err = c.step(ctx, s, look.of(s), round)
 			}
 			switch {
 			case err == nil:
@@ -94,6 +107,7 @@ func (c Calm) Run(ctx context.Context, steps []LockedStep, mode LockMode, explai
 		steps = busy
 		if len(busy) > 0 {
 			c.Log.Info(c.What+": waiting for a lock on busy tables", "tables", len(busy), "round", round, "waits_for", why.Error())
+			waiting(fmt.Sprintf("%s: a lock on %v", c.What, why))
 			return fmt.Errorf("%d table(s) are still busy, for example %w: let those transactions end and try again; what is done stays done", len(busy), why)
 		}
 		return nil
@@ -138,9 +152,9 @@ func (l *look) refresh(ctx context.Context, q interface {
 	if time.Since(l.at) < oldEnough/2 {
 		return nil
 	}
-	oids := make([]uint32, len(steps))
-	for i, s := range steps {
-		oids[i] = s.OID
+	oids := make([]uint32, 0, len(steps))
+	for _, s := range steps {
+		oids = append(append(oids, s.OID), s.Also...)
 	}
 	at := time.Now()
 	rows, err := q.Query(ctx, inTheWaySQL, oids, conflicting[mode])
@@ -159,13 +173,28 @@ func (l *look) refresh(ctx context.Context, q interface {
 	return nil
 }
 
+// of returns what is in the way of a step, the oldest transaction first.
+func (l *look) of(s LockedStep) []inTheWay {
+	out := l.found[s.OID]
+	for _, oid := range s.Also {
+		if oid != s.OID {
+			out = slices.Concat(out, l.found[oid])
+		}
+	}
+	if len(s.Also) > 0 {
+		out = slices.Clone(out)
+		slices.SortStableFunc(out, func(a, b inTheWay) int { return cmp.Compare(b.age, a.age) })
+	}
+	return out
+}
+
 // Once tries a step a single time over conn, as calmly as Run does at first. The error is ErrBusy, or transient, if the table is busy.
 func Once(ctx context.Context, conn *pgx.Conn, s LockedStep, mode LockMode) error {
 	var look look
 	if err := look.refresh(ctx, conn, []LockedStep{s}, mode); err != nil {
 		return err
 	}
-	wait, err := waitFor(look.found[s.OID], 1)
+	wait, err := waitFor(look.of(s), 1)
 	if err != nil {
 		return err
 	}
@@ -178,8 +207,11 @@ func (c Calm) step(ctx context.Context, s LockedStep, found []inTheWay, round in
 		return err
 	}
 	err = c.Pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return s.run(ctx, conn.Conn(), wait) })
-	if Code(err) == CodeUndefinedTable {
+	switch {
+	case Code(err) == CodeUndefinedTable:
 		return nil
+	case Code(err) == CodeLockNotAvailable && len(found) > 0:
+		return fmt.Errorf("%w by %s, perhaps: %w", ErrBusy, found[0].who, err)
 	}
 	return err
 }

@@ -131,7 +131,33 @@ func (c triggerCapture) source(ctx context.Context, seams map[replication.TableN
 			tables = append(tables, t.Table)
 		}
 	}
+	if c.reverse {
+		if tables, err = c.present(ctx, tables); err != nil {
+			return nil, err
+		}
+	}
 	return trigger.NewSource(trigger.Options{URL: c.origin().url, ID: c.p.id, Tables: tables, Seams: seams, Log: c.p.log, Waiting: c.p.waiting, Drift: c.drift}), nil
+}
+
+// present takes the tables' names as they are on the origin now. Forth, tables that are renamed leave the replication and join it anew; back, nothing
+// can be copied, and a table that the application's migrations have renamed on both sides goes on under its log, which knows it by its OID.
+func (c triggerCapture) present(ctx context.Context, tables []replication.TableName) ([]replication.TableName, error) {
+	names, err := schema.Names(ctx, c.origin().pool, c.p.o.Filter)
+	if err != nil {
+		return nil, c.errorf(err)
+	}
+	logged, err := trigger.Made(ctx, c.origin().pool, names)
+	if err != nil {
+		return nil, c.errorf(err)
+	}
+	out := slices.DeleteFunc(names, func(t replication.TableName) bool {
+		_, ok := logged[t]
+		return !ok && !slices.Contains(tables, t)
+	})
+	if gone := slices.DeleteFunc(slices.Clone(tables), func(t replication.TableName) bool { return slices.Contains(out, t) }); len(gone) > 0 {
+		c.p.log.Warn("tables are gone from the side that is written to, and no longer followed", "side", c.origin().name, "tables", fmt.Sprint(gone))
+	}
+	return out, nil
 }
 
 // drift compares the origin's catalog, as a window sees it, with the destination's.

@@ -130,7 +130,8 @@ func (p *Pair) join(ctx context.Context) error {
 	if err := p.gates(ctx, tableNames(fresh)); err != nil {
 		return err
 	}
-	if p.capture(false).name() != Trigger { // which identifies rows by itself
+	// Triggers log what they need by themselves.
+	if p.capture(false).name() == Logical {
 		if err := p.identify(ctx, p.source, fresh); err != nil {
 			return err
 		}
@@ -177,6 +178,9 @@ func (p *Pair) watchTables(ctx context.Context) error {
 		case <-timer.C:
 		}
 		began := time.Now()
+		if err := p.tend(ctx); err != nil {
+			return err
+		}
 		c, err := p.changes(ctx)
 		took := time.Since(began)
 		if err == nil {
@@ -196,6 +200,20 @@ func (p *Pair) watchTables(ctx context.Context) error {
 		// look takes long, and must not be most of what the source is busy with.
 		timer.Reset(max(p.o.WatchEvery, 20*took))
 	}
+}
+
+// tend puts aside what was made on the target to act there too, and looks whether foreign keys that the source lacks have come back.
+func (p *Pair) tend(ctx context.Context) error {
+	if err := p.enterReplica(ctx, p.target); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	frozen := p.freeze != nil
+	p.mu.Unlock()
+	if frozen {
+		return nil // they are being put back
+	}
+	return p.checkForeignKeys(ctx, p.source)
 }
 
 // lackingProblem names tables that only the source has.

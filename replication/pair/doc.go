@@ -11,5 +11,8 @@
 // Failure handling. Errors that waiting can mend are retried with growing waits; all others too, slowly, with a problem in Status that
 // says what to do, since most of them end when the operator has done it. Nothing is ever skipped.
 //
+// Acting. What would act on applied changes on the side that only follows (triggers, rules, foreign keys) is put aside there while it follows, and noted:
+// replica.go puts aside, restore.go and foreignkey.go put back, missing.go names what could not be.
+//
 // How to add a phase of a cutover: a method in cutover.go that is idempotent and can be called by a fresh process.
 package pair

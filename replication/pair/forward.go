@@ -2,9 +2,9 @@ package pair
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -72,6 +72,10 @@ func (p *Pair) forward(ctx context.Context) error {
 	}
 	// Tables may have become pending again: a resync, or tables that have just joined.
 	if err := p.recapture(ctx); err != nil {
+		return err
+	}
+	// COPY fires triggers too.
+	if err := p.enterReplica(ctx, p.target); err != nil {
 		return err
 	}
 	if err := p.copyPending(ctx, nil); err != nil {
@@ -423,10 +427,11 @@ func (p *Pair) complete(ctx context.Context, l *link, stored state.Pair) error {
 		if err := l.still(ctx, func(ctx context.Context) error { return p.apply(ctx, stageForeign, 1) }); err != nil {
 			return err
 		}
-		for _, stage := range []string{stageValidate, stageLast} {
-			if err := p.apply(ctx, stage, 1); err != nil {
-				return err
-			}
+		if err := p.apply(ctx, stageValidate, 1); err != nil {
+			return err
+		}
+		if err := p.applyLast(ctx, l); err != nil {
+			return err
 		}
 		stored.Step = state.StepComplete
 		if err := p.stored.Save(ctx, stored); err != nil {
@@ -437,34 +442,23 @@ func (p *Pair) complete(ctx context.Context, l *link, stored state.Pair) error {
 	return p.watchTables(ctx)
 }
 
-// lockedly runs a statement that needs a table's exclusive lock, never waiting long for it, since everybody else would queue behind.
-func lockedly(ctx context.Context, s *side, table replication.TableName, waiting func(string), sql string) error {
-	wait := 100 * time.Millisecond
-	for {
-		err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'`); err != nil {
-				return err
-			}
-			_, err := tx.Exec(ctx, sql)
-			return err
-		})
-		if err == nil {
-			waiting("")
-			return nil
-		}
-		if postgres.Code(err) != postgres.CodeLockNotAvailable {
-			return fmt.Errorf("%s: %s: %w", s.name, sql, err)
-		}
-		waiting(fmt.Sprintf("a lock on %s.%s for %q", s.name, table, sql))
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return errors.Join(err, ctx.Err())
-		case <-timer.C:
-		}
-		wait = min(2*wait, 5*time.Second)
+// applyLast carries out the plan's last stage. What fires in replica role too is put aside before the stream goes on.
+func (p *Pair) applyLast(ctx context.Context, l *link) error {
+	entries, err := p.undone(ctx, stageLast)
+	if err != nil {
+		return err
 	}
+	if !slices.ContainsFunc(entries, func(e schema.Entry) bool {
+		return strings.Contains(e.SQL, " ENABLE ALWAYS ") || strings.Contains(e.SQL, " ENABLE REPLICA ")
+	}) {
+		return p.apply(ctx, stageLast, 1)
+	}
+	return l.still(ctx, func(ctx context.Context) error {
+		if err := p.apply(ctx, stageLast, 1); err != nil {
+			return err
+		}
+		return p.enterReplica(ctx, p.target)
+	})
 }
 
 // shut makes a side refuse the application's writes until it is opened.

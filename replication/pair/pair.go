@@ -310,7 +310,7 @@ func (p *Pair) runUntil(ctx context.Context, changed <-chan struct{}, stopped ch
 		if w == wantForward {
 			return p.forward(ctx)
 		}
-		return p.stream(ctx, true, nil, nil)
+		return p.stream(ctx, true, nil, p.follow)
 	})
 }
 

@@ -4,38 +4,60 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"replicator/internal/postgres"
 	"replicator/replication"
+	"replicator/replication/schema"
 	"replicator/replication/state"
 )
 
-// A side whose role may not set session_replication_role, as on Heroku, can't apply changes without the application's triggers firing and
-// its foreign keys acting. While such a side only follows, those triggers are disabled by name (never by DISABLE TRIGGER USER, which would
-// also take the gate, and whose ENABLE forgets ALWAYS), and the foreign keys are dropped: the owner can't disable their triggers, and a net
-// change need not come in the order they want. What was there is noted first, and comes back before the application writes.
+// While a side only follows, whatever of the application's would act on applied changes is put aside. In replica role that is what fires there
+// too: triggers and rules with ENABLE ALWAYS or REPLICA, whose effects arrive from the origin anyway. A side whose role may not set
+// session_replication_role, as on Heroku, has all the others act as well: triggers and rules are disabled by name there (never by
+// DISABLE TRIGGER USER, which would also take the gate, and whose ENABLE forgets ALWAYS), and the foreign keys are dropped: the owner can't disable
+// their triggers, and a net change need not come in the order they want. What was there is noted first, and comes back before the
+// application writes (restore.go).
 
-// What a note holds; the notes' kinds.
+// The notes' kinds.
 const (
 	undoTrigger    = "trigger"
+	undoRule       = "rule"
 	undoForeignKey = "foreign key"
+	undoIdentity   = "replica identity"
 )
 
-type triggerNote struct {
+// actorNote is a trigger or a rule that was disabled. The application's migrations may rename it or its table meanwhile: it is found again by
+// its OID. Notes of earlier versions have none.
+type actorNote struct {
 	Table   replication.TableName `json:"table"`
-	Trigger string                `json:"trigger"`
-	Enabled string                `json:"enabled"` // pg_trigger.tgenabled: O or A
+	Trigger string                `json:"trigger,omitempty"`
+	Rule    string                `json:"rule,omitempty"`
+	Enabled string                `json:"enabled"` // pg_trigger.tgenabled or pg_rewrite.ev_enabled: O, A or R
+	OID     uint32                `json:"oid,omitempty"`
 }
 
-type foreignKeyNote struct {
-	Table       replication.TableName `json:"table"`
-	Constraint  string                `json:"constraint"`
-	Definition  string                `json:"definition"`
-	Validated   bool                  `json:"validated"`
-	Partitioned bool                  `json:"partitioned"` // can't be added NOT VALID
+func (n actorNote) kind() string {
+	if n.Rule != "" {
+		return undoRule
+	}
+	return undoTrigger
+}
+
+func (n actorNote) name() string { return n.Trigger + n.Rule }
+
+func (n actorNote) String() string { return n.kind() + " " + n.name() + " of " + n.Table.String() }
+
+// step is the change to the state given as in pg_trigger.tgenabled. ALTER TABLE … TRIGGER locks SHARE ROW EXCLUSIVE, … RULE all.
+func (n actorNote) step(table uint32, enabled string) (postgres.LockedStep, postgres.LockMode) {
+	verbs := map[string]string{"O": "ENABLE ", "A": "ENABLE ALWAYS ", "R": "ENABLE REPLICA ", "D": "DISABLE "}
+	word, mode := "TRIGGER ", postgres.ShareRowExclusive
+	if n.Rule != "" {
+		word, mode = "RULE ", postgres.AccessExclusive
+	}
+	return postgres.LockedStep{OID: table, Name: n.String(), Statements: []string{"ALTER TABLE ONLY " + n.Table.Quoted() + " " + verbs[enabled] + word + replication.QuoteIdent(n.name())}}, mode
 }
 
 // isOrdinary tells whether the side's role may not set session_replication_role.
@@ -64,31 +86,29 @@ func (p *Pair) remember(ctx context.Context, s *side, token string) error {
 	return nil
 }
 
-const firingSQL = `
-SELECT n.nspname, c.relname, t.tgname, t.tgenabled::text
-FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN unnest($1::text[], $2::text[]) AS u(s, r) ON n.nspname = u.s AND c.relname = u.r
-WHERE NOT t.tgisinternal AND t.tgname NOT LIKE 'replicator\_%' AND t.tgenabled IN ('O', 'A')
-ORDER BY 1, 2, 3`
-
-const actingSQL = `
+// actorsSQL lists triggers and rules in the given states, without ours, which are known by their functions. A partitioned table's row triggers
+// stand on its leaves as clones, which count as internal before PostgreSQL 15; what is internal by itself belongs to a constraint.
+const actorsSQL = `
 WITH ours AS (
-  SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN unnest($1::text[], $2::text[]) AS u(s, r) ON n.nspname = u.s AND c.relname = u.r
-), above AS (
-  SELECT oid FROM ours UNION SELECT a.relid FROM ours, pg_partition_ancestors(ours.oid) AS a(relid)
+  SELECT c.oid, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN unnest($1::text[], $2::text[]) AS u(s, r) ON n.nspname = u.s AND c.relname = u.r
 )
-SELECT n.nspname, c.relname, k.conname, pg_get_constraintdef(k.oid), k.convalidated, c.relkind = 'p' OR f.relkind = 'p'
-FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_class f ON f.oid = k.confrelid
-WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid IN (SELECT oid FROM above) OR k.confrelid IN (SELECT oid FROM above))
-ORDER BY 1, 2, 3`
+SELECT o.nspname, o.relname, t.tgname, '', t.tgenabled::text, o.oid, t.oid
+FROM ours o JOIN pg_trigger t ON t.tgrelid = o.oid JOIN pg_proc f ON f.oid = t.tgfoid
+WHERE t.tgenabled::text = ANY($3::text[]) AND f.pronamespace IS DISTINCT FROM to_regnamespace('replicator')
+  AND (NOT t.tgisinternal OR EXISTS (
+    WITH RECURSIVE above AS (
+      SELECT a.tgisinternal, a.tgparentid FROM pg_trigger a WHERE a.oid = t.tgparentid
+      UNION ALL SELECT a.tgisinternal, a.tgparentid FROM above JOIN pg_trigger a ON a.oid = above.tgparentid)
+    SELECT FROM above WHERE NOT tgisinternal))
+UNION ALL
+SELECT o.nspname, o.relname, '', w.rulename, w.ev_enabled::text, o.oid, w.oid
+FROM ours o JOIN pg_rewrite w ON w.ev_class = o.oid WHERE w.ev_enabled::text = ANY($3::text[]) AND w.ev_type <> '1'
+ORDER BY 1, 2, 3, 4`
 
-// enterReplica puts aside what would act on applied changes on a side with an ordinary role. It does so only where the gate is shut for good: a
+// enterReplica puts aside what would act on applied changes on a side that only follows. It does so only where the gate is shut for good: a
 // side that may open by itself, when the deadline of a freeze passes, must never be without its triggers and foreign keys. Until it is
 // shut so, no change of the application's arrives there anyway.
 func (p *Pair) enterReplica(ctx context.Context, s *side) error {
-	if !s.ordinary {
-		return nil
-	}
 	st, err := s.gate.State(ctx)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.name, err)
@@ -96,49 +116,56 @@ func (p *Pair) enterReplica(ctx context.Context, s *side) error {
 	if !st.Armed || !st.Permanent {
 		return nil
 	}
-	copies, err := p.stored.Copies(ctx)
+	// Those that are there now: since the copy, tables may have been renamed.
+	tables, err := schema.Names(ctx, s.pool, p.o.Filter)
 	if err != nil {
+		return fmt.Errorf("%s: %w", s.name, err)
+	}
+	firing := []string{"A", "R"}
+	if s.ordinary {
+		firing = []string{"O", "A"}
+	}
+	if err := p.disable(ctx, s, tables, firing); err != nil {
 		return err
 	}
-	var schemas, names []string
-	for _, c := range copies {
-		schemas, names = append(schemas, c.Table.Schema), append(names, c.Table.Name)
+	if !s.ordinary {
+		return nil
 	}
-	rows, err := s.pool.Query(ctx, firingSQL, schemas, names)
+	return p.dropForeignKeys(ctx, s, tables)
+}
+
+// disable disables the tables' triggers and rules that are in one of the states given.
+func (p *Pair) disable(ctx context.Context, s *side, tables []replication.TableName, firing []string) error {
+	schemas, names := make([]string, len(tables)), make([]string, len(tables))
+	for i, t := range tables {
+		schemas[i], names[i] = t.Schema, t.Name
+	}
+	rows, err := s.pool.Query(ctx, actorsSQL, schemas, names, firing)
 	if err != nil {
-		return fmt.Errorf("%s: list the triggers: %w", s.name, err)
+		return fmt.Errorf("%s: list triggers and rules: %w", s.name, err)
 	}
-	triggers, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (n triggerNote, err error) {
-		err = r.Scan(&n.Table.Schema, &n.Table.Name, &n.Trigger, &n.Enabled)
-		return n, err
-	})
-	if err != nil {
-		return fmt.Errorf("%s: list the triggers: %w", s.name, err)
+	steps := map[postgres.LockMode][]postgres.LockedStep{}
+	var notes []actorNote
+	var n actorNote
+	var table uint32
+	if _, err := pgx.ForEachRow(rows, []any{&n.Table.Schema, &n.Table.Name, &n.Trigger, &n.Rule, &n.Enabled, &table, &n.OID}, func() error {
+		step, mode := n.step(table, "D")
+		notes, steps[mode] = append(notes, n), append(steps[mode], step)
+		return nil
+	}); err != nil {
+		return fmt.Errorf("%s: list triggers and rules: %w", s.name, err)
 	}
-	for _, n := range triggers {
-		if err := p.note(ctx, s, undoTrigger, n.Table, n.Trigger, n); err != nil {
+	if len(notes) == 0 {
+		return nil
+	}
+	for _, n := range notes {
+		if err := p.note(ctx, s, n.kind(), n.Table, fmt.Sprintf("%s#%d", n.name(), n.OID), n); err != nil {
 			return err
 		}
-		if err := lockedly(ctx, s, n.Table, p.waiting, "ALTER TABLE ONLY "+n.Table.Quoted()+" DISABLE TRIGGER "+replication.QuoteIdent(n.Trigger)); err != nil {
-			return err
-		}
 	}
-	rows, err = s.pool.Query(ctx, actingSQL, schemas, names)
-	if err != nil {
-		return fmt.Errorf("%s: list the foreign keys: %w", s.name, err)
-	}
-	keys, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (n foreignKeyNote, err error) {
-		err = r.Scan(&n.Table.Schema, &n.Table.Name, &n.Constraint, &n.Definition, &n.Validated, &n.Partitioned)
-		return n, err
-	})
-	if err != nil {
-		return fmt.Errorf("%s: list the foreign keys: %w", s.name, err)
-	}
-	for _, n := range keys {
-		if err := p.note(ctx, s, undoForeignKey, n.Table, n.Constraint, n); err != nil {
-			return err
-		}
-		if err := lockedly(ctx, s, n.Table, p.waiting, "ALTER TABLE "+n.Table.Quoted()+" DROP CONSTRAINT "+replication.QuoteIdent(n.Constraint)); err != nil {
+	p.log.Info("triggers and rules are put aside while this side only follows", "side", s.name, "number", len(notes))
+	for _, mode := range []postgres.LockMode{postgres.ShareRowExclusive, postgres.AccessExclusive} {
+		if err := p.calmly(ctx, s, "put aside", steps[mode], mode, nil); err != nil {
 			return err
 		}
 	}
@@ -146,87 +173,53 @@ func (p *Pair) enterReplica(ctx context.Context, s *side) error {
 }
 
 func (p *Pair) note(ctx context.Context, s *side, what string, table replication.TableName, object string, n any) error {
+	u, err := undoOf(s, what, table, object, n)
+	if err != nil {
+		return err
+	}
+	return p.stored.SaveUndo(ctx, u)
+}
+
+func undoOf(s *side, what string, table replication.TableName, object string, n any) (state.Undo, error) {
 	previous, err := json.Marshal(n)
-	if err != nil {
-		return err
-	}
-	return p.stored.SaveUndo(ctx, state.Undo{Side: s.name, What: what, Schema: table.Schema, Name: table.Name + "/" + object, Previous: string(previous)})
+	return state.Undo{Side: s.name, What: what, Schema: table.Schema, Name: table.Name + "/" + object, Previous: string(previous)}, err
 }
 
-const constraintSQL = `SELECT EXISTS (SELECT FROM pg_constraint WHERE conrelid = to_regclass($1) AND conname = $2)`
-
-// leaveReplica puts back what enterReplica put aside, exactly as it was but for the foreign keys' validation, which validate does later: they
-// hold for every write from now on, and the rows were compared.
-func (p *Pair) leaveReplica(ctx context.Context, s *side) error {
-	undos, err := p.stored.Undos(ctx, s.name)
-	if err != nil {
-		return err
-	}
-	for _, u := range undos {
-		switch u.What {
-		case undoTrigger:
-			var n triggerNote
-			if err := json.Unmarshal([]byte(u.Previous), &n); err != nil {
-				return err
-			}
-			always := ""
-			if n.Enabled == "A" {
-				always = "ALWAYS "
-			}
-			if err := lockedly(ctx, s, n.Table, p.waiting, "ALTER TABLE ONLY "+n.Table.Quoted()+" ENABLE "+always+"TRIGGER "+replication.QuoteIdent(n.Trigger)); err != nil {
-				return err
-			}
-			if err := p.stored.Undone(ctx, u); err != nil {
-				return err
-			}
-		case undoForeignKey:
-			if err := p.restoreForeignKey(ctx, s, u); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// restoreForeignKey adds a foreign key again; its note stays until it is as valid as it was.
-func (p *Pair) restoreForeignKey(ctx context.Context, s *side, u state.Undo) error {
-	var n foreignKeyNote
-	if err := json.Unmarshal([]byte(u.Previous), &n); err != nil {
-		return err
-	}
-	var there bool
-	if err := s.pool.QueryRow(ctx, constraintSQL, n.Table.Quoted(), n.Constraint).Scan(&there); err != nil {
-		return fmt.Errorf("%s: look for constraint %s: %w", s.name, n.Constraint, err)
-	}
-	if there {
+// calmly carries out statements that lock tables of the application's against others, and says meanwhile whom they wait for. What fails for another
+// reason than a lock is passed to explain; if that is nil, or returns an error, it is in the error.
+func (p *Pair) calmly(ctx context.Context, s *side, what string, steps []postgres.LockedStep, mode postgres.LockMode, explain func(postgres.LockedStep, error) error) error {
+	if len(steps) == 0 {
 		return nil
 	}
-	sql := "ALTER TABLE " + n.Table.Quoted() + " ADD CONSTRAINT " + replication.QuoteIdent(n.Constraint) + " " + n.Definition
-	if n.Validated && !n.Partitioned {
-		sql += " NOT VALID"
+	if explain == nil {
+		explain = func(step postgres.LockedStep, err error) error {
+			return fmt.Errorf("%s: %s %s: %w", s.name, what, step.Name, err)
+		}
 	}
-	return lockedly(ctx, s, n.Table, p.waiting, sql)
+	run := postgres.Calm{Pool: s.pool, Log: p.log.With("side", s.name), What: what, Waiting: func(on string) {
+		if on != "" {
+			on = s.name + ": " + on
+		}
+		p.doing(on)
+	}}
+	return run.Run(ctx, steps, mode, explain)
 }
 
-// validate validates the foreign keys that leaveReplica has added; readers and writers go on meanwhile.
-func (p *Pair) validate(ctx context.Context, s *side) error {
-	undos, err := p.stored.Undos(ctx, s.name)
-	if err != nil {
-		return err
-	}
-	for _, u := range slices.DeleteFunc(undos, func(u state.Undo) bool { return u.What != undoForeignKey }) {
-		var n foreignKeyNote
-		if err := json.Unmarshal([]byte(u.Previous), &n); err != nil {
+// follow looks again and again for what was made on the destination since it began to follow, so that it doesn't act there: a migration of the
+// application's is run on both sides.
+func (p *Pair) follow(ctx context.Context, l *link) error {
+	timer := time.NewTimer(p.o.WatchEvery)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		}
+		began := time.Now()
+		if err := p.enterReplica(ctx, l.destination); err != nil {
 			return err
 		}
-		if n.Validated && !n.Partitioned {
-			if err := lockedly(ctx, s, n.Table, p.waiting, "ALTER TABLE "+n.Table.Quoted()+" VALIDATE CONSTRAINT "+replication.QuoteIdent(n.Constraint)); err != nil {
-				return err
-			}
-		}
-		if err := p.stored.Undone(ctx, u); err != nil {
-			return err
-		}
+		timer.Reset(max(p.o.WatchEvery, 20*time.Since(began)))
 	}
-	return nil
 }

@@ -61,7 +61,9 @@ type Status struct {
 	rewritten []replication.TableName
 	// lost are tables of which the active direction's capture doesn't have all changes.
 	lost []replication.TableName
-	copy copyProgress
+	// foreign are foreign keys that could not be put back as they were.
+	foreign []preflight.Finding
+	copy    copyProgress
 }
 
 type copyProgress struct {
@@ -115,6 +117,7 @@ func (p *Pair) Status() Status {
 	if len(s.lost) > 0 && p.active && s.Phase != Finished {
 		s.Problems = append(s.Problems, p.lostProblem(s.lost))
 	}
+	s.Problems = append(s.Problems, s.foreign...)
 	if p.o.RetainedWarning > 0 && s.RetainedBytes != nil && *s.RetainedBytes > p.o.RetainedWarning {
 		s.Problems = append(s.Problems, preflight.Finding{Code: "retained-wal", Severity: preflight.Warning, Pair: p.o.Name,
 			Message: "the source keeps more on its disk for the pair (the slot's write-ahead log, or the change log) than the guard allows", Hint: "see what the target waits for; the source's disk fills up meanwhile"})

@@ -161,8 +161,8 @@ func createdView(sql string) (replication.TableName, bool) {
 	return replication.TableName{}, false
 }
 
-// ours tells whether an entry is something that replicator or the platform put there: triggers named replicator_…, and anything that
-// stands in or rests on the schemas replicator and _heroku. What is to be decided from names is read from the SQL, not from the
+// ours tells whether an entry is something that replicator or the platform put there: triggers that call a function of theirs, and anything
+// that stands in or rests on the schemas replicator and _heroku. What is to be decided from names is read from the SQL, not from the
 // heading, whose names are not exact.
 func ours(e Entry) bool {
 	t := tokens(e.SQL)
@@ -171,16 +171,12 @@ func ours(e Entry) bool {
 		return e.Name == "replicator" || e.Name == "_heroku"
 	case "TRIGGER", "EVENT TRIGGER":
 		for i := 0; i+1 < len(t); i++ {
-			if t[i] == "TRIGGER" && strings.HasPrefix(unquoteIdent(t[i+1]), "replicator_") {
-				return true
-			}
 			if platformSchema(t[i]) && t[i+1] == "." {
 				return true
 			}
 		}
 	case "COMMENT":
-		return len(t) > 3 && t[2] == "TRIGGER" && strings.HasPrefix(unquoteIdent(t[3]), "replicator_") ||
-			len(t) > 3 && t[2] == "SCHEMA" && platformSchema(t[3])
+		return len(t) > 3 && t[2] == "SCHEMA" && platformSchema(t[3])
 	case "USER MAPPING": // holds a password, and names a role that the target need not have
 		return true
 	case "PUBLICATION", "PUBLICATION TABLE", "PUBLICATION TABLES IN SCHEMA", "SUBSCRIPTION", "STATISTICS DATA":

@@ -118,7 +118,8 @@ FROM rel r JOIN pg_index x ON x.indrelid = r.oid JOIN pg_class i ON i.oid = x.in
 WHERE NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conindid = x.indexrelid AND c.conrelid = r.oid AND c.contype IN ('p', 'u', 'x'))
 UNION ALL
 SELECT 'trigger', r.nspname, r.relname, t.tgname, pg_get_triggerdef(t.oid), NULL, NULL, t.tgparentid <> 0
-FROM rel r JOIN pg_trigger t ON t.tgrelid = r.oid WHERE NOT t.tgisinternal AND t.tgname !~ '^replicator_'
+FROM rel r JOIN pg_trigger t ON t.tgrelid = r.oid JOIN pg_proc tf ON tf.oid = t.tgfoid
+WHERE NOT t.tgisinternal AND tf.pronamespace IS DISTINCT FROM to_regnamespace('replicator')
 UNION ALL
 SELECT 'rule', r.nspname, r.relname, w.rulename, pg_get_ruledef(w.oid), NULL, NULL, false
 FROM rel r JOIN pg_rewrite w ON w.ev_class = r.oid WHERE w.rulename <> '_RETURN'
