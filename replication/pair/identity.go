@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
+	"replicator/internal/postgres"
 	"replicator/internal/preflight"
 	"replicator/internal/retry"
 	"replicator/replication"
@@ -21,29 +24,28 @@ func (p *Pair) identify(ctx context.Context, s *side, tables []replication.Table
 	if err != nil {
 		return err
 	}
+	var steps []postgres.LockedStep
 	for _, t := range tables {
 		strict := strict && generates(t)
 		if (t.ReplicaIdentity == replication.IdentityFull && !strict) || t.ReplicaIdentity == replication.IdentityIndex ||
 			(t.ReplicaIdentity == replication.IdentityDefault && t.HasPrimaryKey) {
 			continue
 		}
-		form := "FULL"
+		form, set := "FULL", replication.IdentityFull
 		if strict {
 			if form, err = identityIndex(ctx, s, t); err != nil {
 				return err
 			}
+			set = replication.IdentityIndex
 		}
-		if err := p.stored.SaveUndo(ctx, state.Undo{Side: s.name, What: undoIdentity, Schema: t.Name.Schema, Name: t.Name.Name, Previous: string(t.ReplicaIdentity)}); err != nil {
+		previous := fmt.Sprintf("%c %d %c", t.ReplicaIdentity, t.OID, set)
+		if err := p.stored.SaveUndo(ctx, state.Undo{Side: s.name, What: undoIdentity, Schema: t.Name.Schema, Name: t.Name.Name, Previous: previous}); err != nil {
 			return err
 		}
-		if err := lockedly(ctx, s, t.Name, p.waiting, "ALTER TABLE ONLY "+t.Name.Quoted()+" REPLICA IDENTITY "+form); err != nil {
-			return err
-		}
+		steps = append(steps, identityStep(t.OID, t.Name, form))
 	}
-	return nil
+	return p.calmly(ctx, s, "replica identity", steps, postgres.AccessExclusive, nil)
 }
-
-const undoIdentity = "replica identity"
 
 // strictIdentities tells whether the server refuses an UPDATE or DELETE of a published table whose replica identity has generated columns.
 func strictIdentities(ctx context.Context, s *side) (bool, error) {
@@ -96,4 +98,48 @@ func identityIndex(ctx context.Context, s *side, t replication.Table) (string, e
 		return "", fmt.Errorf("%s: look for an identity of %s: %w", s.name, t.Name, err)
 	}
 	return "USING INDEX " + replication.QuoteIdent(name), nil
+}
+
+func identityStep(oid uint32, table replication.TableName, form string) postgres.LockedStep {
+	return postgres.LockedStep{OID: oid, Name: table.String(), Statements: []string{"ALTER TABLE ONLY " + table.Quoted() + " REPLICA IDENTITY " + form}}
+}
+
+const identityNowSQL = `
+SELECT n.nspname, c.relname, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = coalesce((SELECT oid FROM pg_class WHERE oid = $1::oid), to_regclass($2)::oid) AND c.relreplident::text = $3`
+
+// restoreIdentities puts replica identities back that identify has changed, unless the application has set another one since.
+func (p *Pair) restoreIdentities(ctx context.Context, s *side, undos []state.Undo) error {
+	var steps []postgres.LockedStep
+	for _, u := range undos {
+		if u.What != undoIdentity {
+			continue
+		}
+		note := strings.Fields(u.Previous + " 0 f") // what a note of an earlier version lacks: it is found by name, and had set FULL
+		if len(note) > 3 {
+			note = note[:3]
+		}
+		noted, err := strconv.ParseUint(note[1], 10, 32)
+		if err != nil {
+			return fmt.Errorf("%s: read the note on %s.%s: %w", s.name, u.Schema, u.Name, err)
+		}
+		name := replication.TableName{Schema: u.Schema, Name: u.Name}
+		var oid uint32
+		err = s.pool.QueryRow(ctx, identityNowSQL, uint32(noted), name.Quoted(), note[2]).Scan(&name.Schema, &name.Name, &oid)
+		if errors.Is(err, pgx.ErrNoRows) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("%s: look for %s: %w", s.name, name, err)
+		}
+		form := "DEFAULT"
+		switch replication.ReplicaIdentity(note[0][0]) {
+		case replication.IdentityNothing:
+			form = "NOTHING"
+		case replication.IdentityFull:
+			form = "FULL"
+		}
+		steps = append(steps, identityStep(oid, name, form))
+	}
+	return p.calmly(ctx, s, "replica identity", steps, postgres.AccessExclusive, nil)
 }

@@ -6,13 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 
 	"replicator/internal/postgres"
-	"replicator/replication"
 	"replicator/replication/state"
 )
 
@@ -147,60 +144,4 @@ func (p *Pair) putBack(ctx context.Context, s *side) error {
 		return err
 	}
 	return p.restoreIdentities(ctx, s, undos)
-}
-
-// identify gives tables without a usable identity REPLICA IDENTITY FULL, since publishing them as they are would make the application's
-// own UPDATE and DELETE fail. What was set before is noted for finish.
-func (p *Pair) identify(ctx context.Context, s *side, tables []replication.Table) error {
-	var steps []postgres.LockedStep
-	for _, t := range tables {
-		if t.ReplicaIdentity == replication.IdentityFull || t.ReplicaIdentity == replication.IdentityIndex ||
-			(t.ReplicaIdentity == replication.IdentityDefault && t.HasPrimaryKey) {
-			continue
-		}
-		previous := fmt.Sprintf("%c %d", t.ReplicaIdentity, t.OID)
-		if err := p.stored.SaveUndo(ctx, state.Undo{Side: s.name, What: undoIdentity, Schema: t.Name.Schema, Name: t.Name.Name, Previous: previous}); err != nil {
-			return err
-		}
-		steps = append(steps, identityStep(t.OID, t.Name, "FULL"))
-	}
-	return p.calmly(ctx, s, "replica identity", steps, postgres.AccessExclusive, nil)
-}
-
-func identityStep(oid uint32, table replication.TableName, form string) postgres.LockedStep {
-	return postgres.LockedStep{OID: oid, Name: table.String(), Statements: []string{"ALTER TABLE ONLY " + table.Quoted() + " REPLICA IDENTITY " + form}}
-}
-
-const identityNowSQL = `
-SELECT n.nspname, c.relname, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.oid = coalesce((SELECT oid FROM pg_class WHERE oid = $1::oid), to_regclass($2)::oid) AND c.relreplident = 'f'`
-
-// restoreIdentities puts replica identities back that identify has changed, unless the application has set another one since.
-func (p *Pair) restoreIdentities(ctx context.Context, s *side, undos []state.Undo) error {
-	var steps []postgres.LockedStep
-	for _, u := range undos {
-		if u.What != undoIdentity {
-			continue
-		}
-		was, text, _ := strings.Cut(u.Previous, " ")
-		noted, _ := strconv.ParseUint(text, 10, 32) // 0 in a note of an earlier version, which is found by name
-		name := replication.TableName{Schema: u.Schema, Name: u.Name}
-		var oid uint32
-		err := s.pool.QueryRow(ctx, identityNowSQL, uint32(noted), name.Quoted()).Scan(&name.Schema, &name.Name, &oid)
-		if errors.Is(err, pgx.ErrNoRows) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("%s: look for %s: %w", s.name, name, err)
-		}
-		form := "DEFAULT"
-		switch replication.ReplicaIdentity(was[0]) {
-		case replication.IdentityNothing:
-			form = "NOTHING"
-		case replication.IdentityFull:
-			form = "FULL"
-		}
-		steps = append(steps, identityStep(oid, name, form))
-	}
-	return p.calmly(ctx, s, "replica identity", steps, postgres.AccessExclusive, nil)
 }
