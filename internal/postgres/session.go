@@ -71,6 +71,12 @@ func (i Identity) ApplicationPrefix() string {
 	return p[:min(len(p), 40)]
 }
 
+// PairPrefix is what the application names of all sessions of the pair begin with. (The configuration bounds names, so that it is whole.)
+func (i Identity) PairPrefix() string {
+	p := i.prefix() + "/"
+	return p[:min(len(p), 45)]
+}
+
 func (i Identity) prefix() string {
 	return "replicator/" + unsafeInName.ReplaceAllString(i.Migration, "_") + "/" + unsafeInName.ReplaceAllString(i.Pair, "_")
 }
