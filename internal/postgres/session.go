@@ -110,6 +110,7 @@ func prepare(c *pgx.ConnConfig, id Identity, role string) {
 		c.ConnectTimeout = 10 * time.Second
 	}
 	c.DialFunc = dial
+	c.AfterConnect = pinLater
 	c.DefaultQueryExecMode = pgx.QueryExecModeExec // one round trip; what is asked often is prepared by who asks
 	maps.Copy(c.RuntimeParams, pinned)
 	c.RuntimeParams["application_name"] = id.ApplicationName(role)
