@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"replicator/internal/preflight"
 	"replicator/internal/retry"
@@ -164,7 +165,12 @@ func (c triggerCapture) beat(ctx context.Context, token string) (replication.Pos
 
 func (c triggerCapture) observe(ctx context.Context) (observation, error) {
 	o, err := trigger.Observe(ctx, c.origin().pool)
-	return observation{position: o.Position, at: o.At, retained: &o.Bytes, holder: o.Oldest, horizon: &o.OldestAge}, c.errorf(err)
+	out := observation{position: o.Position, at: o.At, retained: &o.Bytes, horizon: new(time.Duration)}
+	if o.Oldest != nil {
+		*out.horizon = o.Oldest.Age
+		out.holder = o.Oldest
+	}
+	return out, c.errorf(err)
 }
 
 func (c triggerCapture) relieve(ctx context.Context) error { return c.end(ctx) }

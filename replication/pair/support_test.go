@@ -37,6 +37,7 @@ type fixture struct {
 	deposed        bool       // Run ends because another process leads
 	stop           func()
 	log            *slog.Logger // the test's, if nil
+	horizon        time.Duration
 	asking         map[string]*pgx.Conn // by URL, for ask
 }
 
@@ -88,7 +89,7 @@ func (f *fixture) lead(ctx context.Context) *state.Lead {
 	if f.log == nil {
 		f.log = slog.New(slog.NewTextHandler(testWriter{f.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	}
-	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers, Paused: f.paused, WatchEvery: f.watch, Log: f.log})
+	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers, Paused: f.paused, WatchEvery: f.watch, HorizonWarning: f.horizon, Log: f.log})
 	return lead
 }
 
