@@ -120,7 +120,15 @@ func probePostgres(ctx context.Context, cfg Config, p PostgresConfig) []prefligh
 		Pair: p.Name, SourceURL: p.Source.PostgresURL(), TargetURL: p.Target.PostgresURL(), Capture: string(p.Capture), Copy: string(p.Copy), Slot: p.Slot,
 		Catalog: schema.Catalog{Filter: schema.Filter{Include: p.Tables.Include, Exclude: p.Tables.Exclude}, PgDump: cfg.Tools.PgDump},
 		Triggers: func(ctx context.Context, conn *pgx.Conn, tables []replication.Table) ([]preflight.Finding, error) {
-			return trigger.Check(ctx, conn, tables)
+			findings, err := trigger.Check(ctx, conn, tables)
+			if err != nil {
+				return nil, err
+			}
+			owner, err := trigger.OwnerFinding(ctx, conn, cfg.Migration+"/"+p.Name)
+			if err == nil && owner != nil {
+				findings = append(findings, *owner)
+			}
+			return findings, err
 		},
 		ID: id, Resuming: resuming, Chosen: capture, ChosenReason: reason, Connections: p.CopyWorkers + 6,
 	})
