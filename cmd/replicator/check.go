@@ -13,6 +13,7 @@ import (
 	"replicator/internal/preflight"
 	"replicator/redissync"
 	"replicator/replication"
+	"replicator/replication/pair"
 	"replicator/replication/probe"
 	"replicator/replication/schema"
 	"replicator/replication/trigger"
@@ -114,13 +115,22 @@ func probes(ctx context.Context, cfg Config) []preflight.Finding {
 
 func probePostgres(ctx context.Context, cfg Config, p PostgresConfig) []preflight.Finding {
 	id := postgres.Identity{Migration: cfg.Migration, Pair: p.Name}
+	resuming, capture, reason := begun(ctx, p.Target.PostgresURL(), id)
 	return probe.Run(ctx, probe.Options{
 		Pair: p.Name, SourceURL: p.Source.PostgresURL(), TargetURL: p.Target.PostgresURL(), Capture: string(p.Capture), Copy: string(p.Copy), Slot: p.Slot,
 		Catalog: schema.Catalog{Filter: schema.Filter{Include: p.Tables.Include, Exclude: p.Tables.Exclude}, PgDump: cfg.Tools.PgDump},
 		Triggers: func(ctx context.Context, conn *pgx.Conn, tables []replication.Table) ([]preflight.Finding, error) {
-			return trigger.Check(ctx, conn, tables)
+			findings, err := trigger.Check(ctx, conn, tables)
+			if err != nil {
+				return nil, err
+			}
+			owner, err := trigger.OwnerFinding(ctx, conn, cfg.Migration+"/"+p.Name)
+			if err == nil && owner != nil {
+				findings = append(findings, *owner)
+			}
+			return findings, err
 		},
-		ID: id, Resuming: begun(ctx, p.Target.PostgresURL(), id), Connections: p.CopyWorkers + 6,
+		ID: id, Resuming: resuming, Chosen: capture, ChosenReason: reason, Connections: p.CopyWorkers + 6,
 	})
 }
 
@@ -128,15 +138,19 @@ func probePostgres(ctx context.Context, cfg Config, p PostgresConfig) []prefligh
 // begins from the start.
 const beganSQL = `SELECT step NOT IN ('new', 'finished') FROM replicator.pair WHERE migration = $1 AND pair = $2`
 
-// begun tells whether the pair has been set up by an earlier run. Where that can't be told it hasn't: the probes say why.
-func begun(ctx context.Context, url string, id postgres.Identity) bool {
+// begun tells whether the pair has been set up by an earlier run, and by which capture and why. Where that can't be told it hasn't: the probes
+// say why.
+func begun(ctx context.Context, url string, id postgres.Identity) (yes bool, capture, reason string) {
 	conn, err := postgres.Connect(ctx, url, id, "check")
 	if err != nil {
-		return false
+		return false, "", ""
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	var yes bool
-	return conn.QueryRow(ctx, beganSQL, id.Migration, id.Pair).Scan(&yes) == nil && yes
+	if err := conn.QueryRow(ctx, beganSQL, id.Migration, id.Pair).Scan(&yes); err != nil || !yes {
+		return false, "", ""
+	}
+	capture, reason = pair.Chosen(ctx, conn, id)
+	return true, capture, reason
 }
 
 // redisOptions returns what the configuration says of a Redis pair. Epoch, log and metrics are the daemon's to add.

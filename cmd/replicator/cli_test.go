@@ -174,10 +174,13 @@ func TestTokens(t *testing.T) {
 
 func TestStatus(t *testing.T) {
 	s := newSession(t)
-	s.backend.Set(func(st *admin.Status) { st.Postgres[0].WaitingFor = "pid 42 to end" })
+	s.backend.Set(func(st *admin.Status) {
+		st.Postgres[0].WaitingFor, st.Postgres[0].CaptureReason = "pid 42 to end", "the source grants logical replication"
+	})
 	s.want(s.run("status"), 0, `migration shop: streaming
   main     postgres/logical  streaming  lag 0.25s  behind 4.1kB  tables 6/6  rows 1234567
   sidekiq  redis             streaming  lag 0.25s  dirty 3       keys 77     gaps 0
+  main is captured by logical, because: the source grants logical replication
   main waits for pid 42 to end
 warning: main source: the slot holds 9 GB <of> log [retained-bytes]
     find out what the pair waits for

@@ -228,3 +228,38 @@ func TestPostgresURL(t *testing.T) {
 		}
 	}
 }
+
+// One pair moves a database; what would have two pairs share a source is told before anything is connected to.
+func TestPairsOfOneSource(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		same bool
+	}{
+		{"postgres://u:p@db/shop", "postgres://u:p@db/shop", true},
+		{"postgres://u:p@DB:5432/shop?sslmode=require", "postgresql://other@db/shop", true},
+		{"postgres://shop@db", "postgres://x@db/shop", true},
+		{"postgres://u@db/shop", "postgres://u@db/blog", false},
+		{"postgres://u@db:5433/shop", "postgres://u@db/shop", false},
+		{"postgres://u@db1/shop", "postgres://u@db2/shop", false},
+	} {
+		cfg := defaults()
+		cfg.Migration = "m"
+		for i, text := range []string{c.a, c.b} {
+			p := defaultPostgres()
+			p.Name = fmt.Sprintf("p%d", i)
+			p.Source.URL, p.Target.URL = NewSecret(text), NewSecret(fmt.Sprintf("postgres://u@t/t%d", i))
+			cfg.Postgres = append(cfg.Postgres, p)
+		}
+		var found string
+		for _, p := range validate(cfg) {
+			found += p.Path + ": " + p.Message + "\n"
+		}
+		want := ""
+		if c.same {
+			want = "postgres[1].source.url: leads to the same database as that of postgres[0]: one pair moves a database; name all its tables there\n"
+		}
+		if found != want {
+			t.Errorf("%s and %s: %q, want %q", c.a, c.b, found, want)
+		}
+	}
+}

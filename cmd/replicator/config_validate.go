@@ -38,6 +38,7 @@ func validate(c Config) []strictyaml.Problem {
 		v.add("", "nothing to replicate: add a pair under postgres or redis")
 	}
 	names := map[string]string{}
+	v.sources(c.Postgres)
 	for i, p := range c.Postgres {
 		v.postgres(fmt.Sprintf("postgres[%d]", i), c.Migration, p, names)
 	}
@@ -86,6 +87,29 @@ func (v *validation) pairName(path, migration, name string, names map[string]str
 		return
 	}
 	names[folded] = path
+}
+
+// sources keeps pairs apart that would share a source database, in which what one makes, its change log and its gate, would be the other's.
+func (v *validation) sources(pairs []PostgresConfig) {
+	taken := map[string]int{}
+	for i, p := range pairs {
+		name := databaseOf(p.Source.URL.Reveal())
+		if other, there := taken[name]; there && name != "" {
+			v.add(fmt.Sprintf("postgres[%d].source.url", i), "leads to the same database as that of postgres[%d]: one pair moves a database; name all its tables there", other)
+			continue
+		}
+		taken[name] = i
+	}
+}
+
+// databaseOf tells the database that a URL leads to, as far as that can be told without asking; empty if it can't.
+func databaseOf(text string) string {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" {
+		return ""
+	}
+	user := u.User.Username()
+	return strings.ToLower(u.Hostname()) + ":" + cmp.Or(u.Port(), "5432") + "/" + cmp.Or(strings.TrimPrefix(u.Path, "/"), user)
 }
 
 func (v *validation) postgres(path, migration string, p PostgresConfig, names map[string]string) {

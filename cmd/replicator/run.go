@@ -231,7 +231,7 @@ func (d *daemon) firstLook(ctx context.Context) error {
 // begunBefore tells whether an earlier run has set up any of the pairs.
 func (d *daemon) begunBefore(ctx context.Context) bool {
 	for _, p := range d.cfg.Postgres {
-		if begun(ctx, p.Target.PostgresURL(), postgres.Identity{Migration: d.cfg.Migration, Pair: p.Name}) {
+		if yes, _, _ := begun(ctx, p.Target.PostgresURL(), postgres.Identity{Migration: d.cfg.Migration, Pair: p.Name}); yes {
 			return true
 		}
 	}

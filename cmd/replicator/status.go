@@ -113,6 +113,9 @@ func printStatus(w io.Writer, s admin.Status) error {
 		return err
 	}
 	for _, p := range s.Postgres {
+		if p.Capture != "" && p.CaptureReason != "" {
+			fmt.Fprintf(w, "  %s is captured by %s, because: %s\n", p.Name, p.Capture, p.CaptureReason)
+		}
 		waiting(w, p.Name, p.WaitingFor)
 	}
 	for _, p := range s.Redis {

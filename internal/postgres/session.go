@@ -71,6 +71,12 @@ func (i Identity) ApplicationPrefix() string {
 	return p[:min(len(p), 40)]
 }
 
+// PairPrefix is what the application names of all sessions of the pair begin with. (The configuration bounds names, so that it is whole.)
+func (i Identity) PairPrefix() string {
+	p := i.prefix() + "/"
+	return p[:min(len(p), 45)]
+}
+
 func (i Identity) prefix() string {
 	return "replicator/" + unsafeInName.ReplaceAllString(i.Migration, "_") + "/" + unsafeInName.ReplaceAllString(i.Pair, "_")
 }
@@ -104,6 +110,7 @@ func prepare(c *pgx.ConnConfig, id Identity, role string) {
 		c.ConnectTimeout = 10 * time.Second
 	}
 	c.DialFunc = dial
+	c.AfterConnect = pinLater
 	c.DefaultQueryExecMode = pgx.QueryExecModeExec // one round trip; what is asked often is prepared by who asks
 	maps.Copy(c.RuntimeParams, pinned)
 	c.RuntimeParams["application_name"] = id.ApplicationName(role)

@@ -11,6 +11,7 @@ import (
 	"replicator/replication/logical"
 	"replicator/replication/snapshot"
 	"replicator/replication/state"
+	"replicator/replication/trigger"
 )
 
 // capture is how the changes of one direction are learned on its origin. All methods are idempotent.
@@ -50,8 +51,8 @@ type observation struct {
 	at time.Time
 	// retained is what the origin keeps on disk for us, in bytes; nil if nothing can be said.
 	retained *int64
-	// holder names who keeps the origin from forgetting, empty if nobody does for long.
-	holder string
+	// holder is who has kept the origin from forgetting longest, nil if nobody does.
+	holder *trigger.Holder
 	// horizon is the age of the oldest transaction that does, however young, 0 if there is none; nil where nothing is emptied.
 	horizon *time.Duration
 }

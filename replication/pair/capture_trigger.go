@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -35,7 +36,13 @@ func (c triggerCapture) errorf(err error) error {
 	return fmt.Errorf("%s: %w", c.origin().name, err)
 }
 
+// owner is whose the change log is.
+func (c triggerCapture) owner() string { return c.p.id.Migration + "/" + c.p.id.Pair }
+
 func (c triggerCapture) begin(ctx context.Context, tables []replication.Table) (replication.Position, error) {
+	if err := trigger.Own(ctx, c.origin().pool, c.owner()); err != nil {
+		return "", c.errorf(err)
+	}
 	if _, err := trigger.Install(ctx, c.origin().pool, c.p.log, tables); err != nil {
 		return "", c.errorf(err)
 	}
@@ -101,9 +108,12 @@ func (c triggerCapture) lacks(ctx context.Context, tables []replication.Table) (
 	return out, c.errorf(err)
 }
 
-// check converts the log of an earlier version, voids copies that are older than their log, and leaves the rest to the stream, which looks for lost
+// check makes sure that the log is this pair's, converts the log of an earlier version, voids copies that are older than their log, and leaves the rest to the stream, which looks for lost
 // commits, missing triggers and drift in every window.
 func (c triggerCapture) check(ctx context.Context, stored replication.Position) error {
+	if err := trigger.Own(ctx, c.origin().pool, c.owner()); err != nil {
+		return c.errorf(err)
+	}
 	if !c.reverse {
 		if err := c.void(ctx, stored); err != nil {
 			return err
@@ -199,7 +209,12 @@ func (c triggerCapture) beat(ctx context.Context, token string) (replication.Pos
 
 func (c triggerCapture) observe(ctx context.Context) (observation, error) {
 	o, err := trigger.Observe(ctx, c.origin().pool)
-	return observation{position: o.Position, at: o.At, retained: &o.Bytes, holder: o.Oldest, horizon: &o.OldestAge}, c.errorf(err)
+	out := observation{position: o.Position, at: o.At, retained: &o.Bytes, horizon: new(time.Duration)}
+	if o.Oldest != nil {
+		*out.horizon = o.Oldest.Age
+		out.holder = o.Oldest
+	}
+	return out, c.errorf(err)
 }
 
 func (c triggerCapture) relieve(ctx context.Context) error { return c.end(ctx) }
@@ -228,5 +243,8 @@ func (c triggerCapture) align(ctx context.Context, l *link, destination func(con
 }
 
 func (c triggerCapture) end(ctx context.Context) error {
+	if err := trigger.Owned(ctx, c.origin().pool, c.owner()); err != nil {
+		return c.errorf(err)
+	}
 	return c.errorf(trigger.Uninstall(ctx, c.origin().pool, c.p.log))
 }

@@ -3,6 +3,12 @@ package pair
 import (
 	"context"
 	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"replicator/internal/postgres"
+	"replicator/replication/probe"
+	"replicator/replication/schema"
 )
 
 // The captures, as configured and stored.
@@ -50,21 +56,23 @@ func (p *Pair) recall(ctx context.Context) error {
 }
 
 // choose decides for a direction's capture and remembers it: what is configured for the source, otherwise logical where the origin grants
-// it, else triggers.
+// it, else triggers. `check` asks the same judge.
 func (p *Pair) choose(ctx context.Context, reverse bool) error {
 	origin, _ := p.ends(reverse)
-	capture, reason := p.o.Capture, "configured"
-	if reverse || capture == "" || capture == "auto" {
-		obstacle, err := p.obstacle(ctx, origin)
-		if err != nil {
-			return err
-		}
-		if obstacle == "" {
-			capture, reason = Logical, "the "+origin.name+" grants logical replication"
-		} else {
-			capture, reason = Trigger, "no logical replication: "+obstacle
-		}
+	tables, err := schema.Tables(ctx, origin.pool, p.o.Filter)
+	if err != nil {
+		return fmt.Errorf("%s: %w", origin.name, err)
 	}
+	c := logicalCapture{p, reverse}
+	grants, err := probe.ReadGrants(ctx, origin.pool, p.id, c.slot(), tables)
+	if err != nil {
+		return fmt.Errorf("%s: %w", origin.name, err)
+	}
+	configured, adopt := p.o.Capture, p.o.Adopt
+	if reverse {
+		configured, adopt = "auto", ""
+	}
+	capture, reason := probe.Choose(configured, adopt, origin.name, grants.Obstacles())
 	if err := p.stored.Set(ctx, settingCapture+origin.name, capture); err != nil {
 		return err
 	}
@@ -81,34 +89,26 @@ func (p *Pair) choose(ctx context.Context, reverse bool) error {
 	return nil
 }
 
-const grantsSQL = `
-SELECT r.rolsuper OR r.rolreplication OR EXISTS (SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(current_user, g.oid, 'USAGE')),
-       current_setting('wal_level'),
-       current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots)::int,
-       has_database_privilege(current_database(), 'CREATE')
-FROM pg_roles r WHERE r.rolname = current_user`
+const chosenSQL = `SELECT key, value FROM replicator.setting WHERE migration = $1 AND pair = $2`
 
-// obstacle says why a side can't be captured logically, empty if it can.
-func (p *Pair) obstacle(ctx context.Context, s *side) (string, error) {
-	var may, create bool
-	var level string
-	var slots int
-	if err := s.pool.QueryRow(ctx, grantsSQL).Scan(&may, &level, &slots, &create); err != nil {
-		return "", fmt.Errorf("%s: look for the right to replicate: %w", s.name, err)
+// Chosen reads from the target which capture a pair that has begun took on the source, and why; both empty where that can't be told.
+func Chosen(ctx context.Context, target *pgx.Conn, id postgres.Identity) (capture, reason string) {
+	rows, err := target.Query(ctx, chosenSQL, id.Migration, id.Pair)
+	if err != nil {
+		return "", ""
 	}
-	switch {
-	case !may:
-		return "the role has no REPLICATION attribute", nil
-	case level != "logical":
-		return "wal_level is " + level, nil
-	case slots < 1:
-		return "no replication slot is free", nil
-	case !create:
-		return "the role may not create publications in the database", nil
+	var key, value string
+	_, err = pgx.ForEachRow(rows, []any{&key, &value}, func() error {
+		switch key {
+		case settingCapture + "source":
+			capture = value
+		case settingReason + "source":
+			reason = value
+		}
+		return nil
+	})
+	if err != nil {
+		return "", ""
 	}
-	table, err := p.unidentified(ctx, s)
-	if err != nil || table == "" {
-		return "", err
-	}
-	return "table " + table + " has generated columns and no key without them, and could neither be updated nor deleted from while it is published", nil
+	return capture, reason
 }

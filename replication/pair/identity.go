@@ -13,7 +13,6 @@ import (
 	"replicator/internal/preflight"
 	"replicator/internal/retry"
 	"replicator/replication"
-	"replicator/replication/schema"
 	"replicator/replication/state"
 )
 
@@ -54,24 +53,6 @@ func strictIdentities(ctx context.Context, s *side) (bool, error) {
 		return false, fmt.Errorf("%s: read its version: %w", s.name, err)
 	}
 	return version >= 180000, nil
-}
-
-// unidentified names a table that can't be published, empty if there is none.
-func (p *Pair) unidentified(ctx context.Context, s *side) (string, error) {
-	strict, err := strictIdentities(ctx, s)
-	if err != nil || !strict {
-		return "", err
-	}
-	tables, err := schema.Tables(ctx, s.pool, p.o.Filter)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", s.name, err)
-	}
-	for _, t := range tables {
-		if generates(t) && len(t.Key) == 0 && t.ReplicaIdentity != replication.IdentityIndex {
-			return t.Name.String(), nil
-		}
-	}
-	return "", nil
 }
 
 func generates(t replication.Table) bool { return len(t.Stored()) < len(t.Columns) }

@@ -50,6 +50,8 @@ type Options struct {
 	Paused bool
 	// WatchEvery is how often the source's catalog is looked at for tables that were made, altered or dropped; 10 s if zero.
 	WatchEvery time.Duration
+	// HorizonWarning is how long a transaction may keep the change log from being emptied before a problem is shown; a minute if zero.
+	HorizonWarning time.Duration
 	// NoCalmVerify leaves out the comparison before a freeze, after which the freeze compares only what has changed meanwhile.
 	NoCalmVerify bool
 
@@ -123,6 +125,9 @@ func New(o Options) *Pair {
 	}
 	if o.WatchEvery == 0 {
 		o.WatchEvery = 10 * time.Second
+	}
+	if o.HorizonWarning == 0 {
+		o.HorizonWarning = time.Minute
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -101,9 +101,8 @@ func (p *Pair) Status() Status {
 	if s.failure != nil {
 		s.Problems = append(s.Problems, *s.failure)
 	}
-	if p.lag.holder != "" {
-		s.Problems = append(s.Problems, preflight.Finding{Code: "horizon-held", Severity: preflight.Warning, Pair: p.o.Name,
-			Message: "an old transaction keeps the change log from being emptied: " + p.lag.holder, Hint: "end it if nobody needs it: SELECT pg_terminate_backend(pid)"})
+	if p.lag.held != nil {
+		s.Problems = append(s.Problems, p.lag.held.finding)
 	}
 	if len(s.lacking.tables) > 0 && !p.active {
 		s.Problems = append(s.Problems, p.lackingProblem(s.lacking))
@@ -154,7 +153,7 @@ type lagSamples struct {
 	reached  func(p, q replication.Position) (bool, error)
 	offset   time.Duration // origin's clock minus ours
 	retained *int64
-	holder   string // who keeps the origin from forgetting
+	held     *held // who keeps the origin from forgetting
 	horizon  *time.Duration
 }
 
@@ -260,13 +259,15 @@ func (p *Pair) observe(ctx context.Context, c capture) {
 			p.log.Error("giving up what the origin retains", "error", err)
 		}
 	}
+	now := p.holding(o.holder)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	g := &p.lag
+	p.tellHeld(g.held, now)
 	g.offset = o.at.Sub(began.Add(ended.Sub(began) / 2))
 	g.last = lagSample{position: o.position, at: ended}
 	if len(g.samples) < 3600 && (len(g.samples) == 0 || g.samples[len(g.samples)-1].position != o.position) {
 		g.samples = append(g.samples, g.last)
 	}
-	g.retained, g.holder, g.horizon = o.retained, o.holder, o.horizon
+	g.retained, g.held, g.horizon = o.retained, now, o.horizon
 }

@@ -36,6 +36,8 @@ type fixture struct {
 	done           chan error // what Run returned
 	deposed        bool       // Run ends because another process leads
 	stop           func()
+	log            *slog.Logger // the test's, if nil
+	horizon        time.Duration
 	asking         map[string]*pgx.Conn // by URL, for ask
 }
 
@@ -84,8 +86,10 @@ func (f *fixture) lead(ctx context.Context) *state.Lead {
 		f.t.Fatal(err)
 	}
 	f.epoch = lead.Epoch
-	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers, Paused: f.paused, WatchEvery: f.watch,
-		Log: slog.New(slog.NewTextHandler(testWriter{f.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))})
+	if f.log == nil {
+		f.log = slog.New(slog.NewTextHandler(testWriter{f.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	}
+	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers, Paused: f.paused, WatchEvery: f.watch, HorizonWarning: f.horizon, Log: f.log})
 	return lead
 }
 

@@ -11,44 +11,56 @@ import (
 	"replicator/internal/preflight"
 )
 
-// captures are the ways to read the source's changes, in the order in which auto tries them. Each looks whether the source allows it and
-// returns its findings; without an Error among them it is possible. A capture that isn't here isn't in this release.
-var captures = []struct {
-	name  string
-	probe func(*run, context.Context, *side)
-}{
-	{"logical", (*run).logical},
-	{"trigger", (*run).trigger},
+// capture looks at the capture that is configured, or was chosen when the pair began. For auto it chooses as a pair that begins does: logical
+// where nothing stands against it, else triggers, and says why.
+func (r *run) capture(ctx context.Context, s *side) {
+	obstacles := s.grants.Obstacles()
+	name, reason := Choose(r.Capture, r.Slot, s.name, obstacles)
+	if r.Chosen != "" {
+		name, reason = r.Chosen, r.ChosenReason
+	}
+	if r.Chosen != "" || name != "trigger" || reason == Configured {
+		obstacles = nil // they don't matter, or are found again
+	}
+	switch name {
+	case "logical":
+		r.take(ctx, s, name, (*run).logical, reason, nil)
+	case "trigger":
+		r.take(ctx, s, name, (*run).trigger, reason, obstacles)
+	default:
+		r.fail(s.name, "capture", "set capture to auto, logical or trigger", "there is no capture %s", name)
+	}
 }
 
-// capture looks at the capture that is configured, or at each until one is possible.
-func (r *run) capture(ctx context.Context, s *side) {
-	var tried []string
-	var obstacles []preflight.Finding
-	for _, c := range captures {
-		if r.Capture != c.name && r.Capture != "auto" && r.Capture != "" {
-			continue
+// take looks whether a capture is possible. What stands against the other one is told by the reason; only where
+// neither is possible does each obstacle become a finding.
+func (r *run) take(ctx context.Context, s *side, name string, look func(*run, context.Context, *side), reason string, obstacles []preflight.Finding) {
+	sub := &run{Options: r.Options}
+	look(sub, ctx, s)
+	if there := name != "trigger" || r.Triggers != nil; there && preflight.Worst(sub.findings) < preflight.Error {
+		r.findings = append(r.findings, sub.findings...)
+		switch {
+		case reason == Configured:
+			r.ok(s.name, "capture", "changes are captured by %s, as configured", captureWords[name])
+		case len(obstacles) > 0:
+			var remedies []string
+			for _, o := range obstacles {
+				remedies = append(remedies, o.Hint)
+			}
+			r.info(s.name, "capture", "nothing has to be done; who would rather have logical capture: "+strings.Join(remedies, "; "), "changes are captured by %s, because: %s", captureWords[name], reason)
+		default:
+			r.info(s.name, "capture", "nothing has to be done; capture: logical or trigger in the configuration settles it", "changes are captured by %s, because: %s", captureWords[name], reason)
 		}
-		if c.name == "trigger" && (r.Triggers == nil || (r.Capture != c.name && s.replication && s.walLevel == "logical")) {
-			continue // not in this program, or logical capture is granted and only has to be mended
-		}
-		sub := &run{Options: r.Options}
-		c.probe(sub, ctx, s)
-		if preflight.Worst(sub.findings) < preflight.Error {
-			r.findings = append(r.findings, sub.findings...)
-			r.ok(s.name, "capture", "changes are captured by %s", captureWords[c.name])
-			return
-		}
-		tried = append(tried, c.name)
-		obstacles = append(obstacles, sub.findings...)
-	}
-	r.findings = append(r.findings, obstacles...)
-	if len(tried) == 0 {
-		r.fail(s.name, "capture", "set capture to auto, logical or trigger", "there is no capture %s", r.Capture)
 		return
 	}
+	tried := name
+	if len(obstacles) > 0 {
+		tried = "logical or trigger"
+		r.logical(ctx, s)
+	}
+	r.findings = append(r.findings, sub.findings...)
 	r.fail(s.name, "capture", "mend the errors above, or restore a copy of the database on a server that allows logical replication and migrate from there",
-		"the source doesn't allow %s capture", strings.Join(tried, " or "))
+		"the source doesn't allow %s capture", tried)
 }
 
 var captureWords = map[string]string{"logical": "logical decoding of the write-ahead log", "trigger": "triggers that keep a change log"}
@@ -70,6 +82,9 @@ func (r *run) trigger(ctx context.Context, s *side) {
 		r.broke(s.name, "capture", err)
 		return
 	}
+	if r.Triggers == nil {
+		return
+	}
 	findings, err := r.Triggers(ctx, s.conn, tables)
 	if err != nil {
 		r.broke(s.name, "capture", err)
@@ -83,22 +98,23 @@ func (r *run) trigger(ctx context.Context, s *side) {
 
 // logical looks at what a logical replication slot and a publication need.
 func (r *run) logical(ctx context.Context, s *side) {
-	if s.replication {
-		r.ok(s.name, "replication-privilege", "role %s may replicate", s.user)
-	} else {
-		r.fail(s.name, "replication-privilege", "a superuser can: ALTER ROLE "+quote(s.user)+" REPLICATION (RDS: GRANT rds_replication TO …); Heroku doesn't allow it", "role %s has no REPLICATION attribute", s.user)
+	against := map[string]preflight.Finding{}
+	for _, o := range s.grants.Obstacles() {
+		o.Pair, o.Side = r.Pair, s.name
+		against[o.Code] = o
 	}
-	if s.walLevel == "logical" {
-		r.ok(s.name, "wal-level", "wal_level is logical")
-	} else {
-		r.fail(s.name, "wal-level", "set wal_level = logical and restart the server (RDS: rds.logical_replication = 1)", "wal_level is %s", s.walLevel)
+	good := func(code, format string, args ...any) {
+		if o, ok := against[code]; ok {
+			r.findings = append(r.findings, o)
+		} else {
+			r.ok(s.name, code, format, args...)
+		}
 	}
-	r.slot(ctx, s)
-	if free := s.maxSenders - s.senders; free < 1 && !r.Resuming {
-		r.fail(s.name, "walsenders", "raise max_wal_senders and restart the server, or end a replica", "all %d walsenders are in use", s.maxSenders)
-	} else {
-		r.ok(s.name, "walsenders", "%d of %d walsenders are free", free, s.maxSenders)
-	}
+	good("replication-privilege", "role %s may replicate", s.user)
+	good("wal-level", "wal_level is logical")
+	good("publication-privilege", "role %s may publish the tables", s.user)
+	r.slot(ctx, s, against)
+	good("walsenders", "%d of %d walsenders are free", s.grants.MaxSenders-s.grants.Senders, s.grants.MaxSenders)
 	if s.maxKeep >= 0 {
 		r.warn(s.name, "slot-retention", "raise max_slot_wal_keep_size above the WAL that the copy's time will write, or set it to -1 and watch the disk", "the server drops our slot when it holds more than %s of WAL", size(s.maxKeep<<20))
 	} else {
@@ -106,14 +122,21 @@ func (r *run) logical(ctx context.Context, s *side) {
 	}
 }
 
+// slotName is the slot to read, on the source.
+func (r *run) slotName() string {
+	if r.Slot != "" {
+		return r.Slot
+	}
+	return r.ID.ObjectName("")
+}
+
 const readSlot = `SELECT plugin = 'pgoutput', database = current_database(), active, coalesce(to_jsonb(s)->>'wal_status', '') = 'lost' FROM pg_replication_slots s WHERE slot_name = $1`
 
 // slot looks at the slot to adopt, or at the room for one of ours.
-func (r *run) slot(ctx context.Context, s *side) {
-	name := r.Slot
-	if name == "" {
-		name = r.ID.ObjectName("")
-	}
+func (r *run) slot(ctx context.Context, s *side, against map[string]preflight.Finding) {
+	name := r.slotName()
+	full, taken := against["slot"]
+	free, most := s.grants.MaxSlots-s.grants.Slots, s.grants.MaxSlots
 	var plugin, database, active, lost bool
 	err := s.conn.QueryRow(ctx, readSlot, name).Scan(&plugin, &database, &active, &lost)
 	found := err == nil
@@ -132,12 +155,12 @@ func (r *run) slot(ctx context.Context, s *side) {
 		r.fail(s.name, "slot", "run replicator finish with the target it belonged to, or drop it: SELECT pg_drop_replication_slot('"+name+"')", "slot %s is left from an earlier migration, and holds WAL", name)
 	case found:
 		r.ok(s.name, "slot", "slot %s is there", name)
-	case s.maxSlots-s.slots < 1:
-		r.fail(s.name, "slot", "raise max_replication_slots and restart the server, or drop a slot that is no longer used", "all %d replication slots are taken", s.maxSlots)
-	case s.maxSlots-s.slots < 3:
-		r.info(s.name, "slot", "for backlogs that end sooner raise max_replication_slots, or drop a slot that is no longer used", "%d of %d replication slots are free; a backlog is read faster where there are two more than ours", s.maxSlots-s.slots, s.maxSlots)
+	case taken:
+		r.findings = append(r.findings, full)
+	case free < 3:
+		r.info(s.name, "slot", "for backlogs that end sooner raise max_replication_slots, or drop a slot that is no longer used", "%d of %d replication slots are free; a backlog is read faster where there are two more than ours", free, most)
 	default:
-		r.ok(s.name, "slot", "%d of %d replication slots are free", s.maxSlots-s.slots, s.maxSlots)
+		r.ok(s.name, "slot", "%d of %d replication slots are free", free, most)
 	}
 	if found || r.Resuming {
 		return

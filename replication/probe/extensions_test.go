@@ -23,7 +23,7 @@ func TestExtensionsThatTheTargetLacks(t *testing.T) {
 	src, dst := s.Database(t), s.Database(t)
 	pgtest.Exec(t, src, `CREATE TABLE public.t (id integer PRIMARY KEY); CREATE EXTENSION pageinspect; CREATE EXTENSION pgcrypto;
 		UPDATE pg_extension SET extname = 'timescale_nowhere' WHERE extname = 'pgcrypto'`)
-	check(t, options(src, s.RDSMaster(t, dst)), "target/extension-missing=error", "target/extension-privilege=warning", "target/rollback-capture=warning")
+	check(t, options(src, s.RDSMaster(t, dst)), "target/extension-missing=error", "target/extension-privilege=warning")
 }
 
 func TestRolesThatTheSchemaNeeds(t *testing.T) {
@@ -36,5 +36,5 @@ func TestRolesThatTheSchemaNeeds(t *testing.T) {
 	t.Cleanup(func() { pgtest.Exec(t, src, "DROP OWNED BY policy_reader", "DROP ROLE policy_reader") })
 	check(t, options(src, dst), "target/policy-roles=error", "source/user-mappings=warning")
 	pgtest.Exec(t, dst, "CREATE ROLE policy_reader")
-	check(t, options(src, other.RDSMaster(t, dst)), "source/user-mappings=warning", "target/event-triggers=error", "target/extension-privilege=warning", "target/rollback-capture=warning")
+	check(t, options(src, other.RDSMaster(t, dst)), "source/user-mappings=warning", "target/event-triggers=error", "target/extension-privilege=warning")
 }

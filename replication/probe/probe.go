@@ -35,6 +35,8 @@ type Options struct {
 	Triggers func(ctx context.Context, conn *pgx.Conn, tables []replication.Table) ([]preflight.Finding, error)
 	// Resuming tells that this migration has begun already: the target holds its tables and state, the source its slot.
 	Resuming bool
+	// Chosen is the capture that a pair which has begun took, and ChosenReason why, in its words; empty before.
+	Chosen, ChosenReason string
 	// Connections is how many sessions the pair will need on each side; 10 if zero.
 	Connections int
 }
@@ -64,19 +66,33 @@ func Run(ctx context.Context, o Options) []preflight.Finding {
 		r.server(ctx, src)
 		r.client(ctx, src)
 		r.tables(ctx, src)
-		r.capture(ctx, src)
+		if r.grant(ctx, src, r.slotName(), src.tables) {
+			r.capture(ctx, src)
+		}
 		r.calm(ctx, src)
 		r.sourceRollback(ctx, src)
 	}
 	if dst != nil {
 		r.server(ctx, dst)
 		r.target(ctx, dst)
-		r.targetRollback(ctx, dst)
+		if r.grant(ctx, dst, r.ID.ObjectName("reverse"), nil) { // the tables will be ours
+			r.targetRollback(dst)
+		}
 	}
 	if src != nil && dst != nil {
 		r.both(ctx, src, dst)
 	}
 	return r.findings
+}
+
+// grant reads what a side grants for logical capture; false if that can't be told.
+func (r *run) grant(ctx context.Context, s *side, slot string, tables []replication.Table) bool {
+	var err error
+	if s.grants, err = ReadGrants(ctx, s.conn, r.ID, slot, tables); err != nil {
+		r.broke(s.name, "capture", err)
+		return false
+	}
+	return true
 }
 
 // run is one run of the probes.
@@ -90,6 +106,8 @@ type side struct {
 	name string
 	conn *pgx.Conn
 	facts
+	tables []replication.Table // that are to be replicated
+	grants Grants
 }
 
 func (s *side) close(ctx context.Context) {

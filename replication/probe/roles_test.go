@@ -33,7 +33,7 @@ func TestHerokuOwner(t *testing.T) {
 	srcDB, dstDB := s.Database(t), s.Database(t)
 	src, dst := s.HerokuOwner(t, srcDB), s.RDSMaster(t, dstDB)
 	pgtest.Exec(t, src, schematest.Everything)
-	findings := check(t, options(src, dst), with(everythingWarns, "source/replication-privilege=error", "source/capture=error", "target/rollback-capture=warning")...)
+	findings := check(t, options(src, dst), with(everythingWarns, "source/replication-privilege=error", "source/capture=error")...)
 	for _, f := range findings {
 		if f.Code == "capture" && !strings.Contains(f.Hint, "logical replication") {
 			t.Errorf("the capture's remedy is %q", f.Hint)
@@ -46,8 +46,8 @@ func TestHerokuOwner(t *testing.T) {
 		}
 		return []preflight.Finding{{Code: "capture-keyless", Severity: preflight.Warning, Message: "some table", Hint: "some remedy"}}, nil
 	}
-	check(t, o, with(everythingWarns, "source/capture-keyless=warning", "target/rollback-capture=warning")...)
-	check(t, options(s.Database(t), src), "source/tables=error", "target/target-empty=error", "target/session-replication-role=error", "target/rollback-capture=warning")
+	check(t, o, with(everythingWarns, "source/capture-keyless=warning")...)
+	check(t, options(s.Database(t), src), "source/tables=error", "target/target-empty=error", "target/session-replication-role=error")
 }
 
 // The owner of a database who may replicate needs nothing else.
@@ -56,7 +56,7 @@ func TestLogicalOwnerToRDSMaster(t *testing.T) {
 	srcDB, dstDB := s.Database(t), s.Database(t)
 	src, dst := s.LogicalOwner(t, srcDB), s.RDSMaster(t, dstDB)
 	pgtest.Exec(t, src, "CREATE TABLE public.t (id integer PRIMARY KEY)")
-	check(t, options(src, dst), "target/rollback-capture=warning")
+	check(t, options(src, dst))
 }
 
 func TestMissingRights(t *testing.T) {
@@ -65,7 +65,8 @@ func TestMissingRights(t *testing.T) {
 	src := s.LogicalOwner(t, db)
 	pgtest.Exec(t, src, "CREATE TABLE public.mine (id integer PRIMARY KEY)")
 	pgtest.Exec(t, db, `CREATE TABLE public.theirs (id serial PRIMARY KEY); ALTER TABLE public.theirs ENABLE ROW LEVEL SECURITY; ALTER TABLE public.theirs OWNER TO postgres`)
-	check(t, options(src, dst), "source/select-privilege=error", "source/table-owner=error", "source/row-security=error", "source/sequence-privilege=error")
+	check(t, options(src, dst), "source/select-privilege=error", "source/table-owner=error", "source/row-security=error", "source/sequence-privilege=error",
+		"source/publication-privilege=error", "source/capture=error")
 	o := options(src, dst)
 	o.Catalog = schema.Catalog{PgDump: pgtest.PgDump(15), Filter: schema.Filter{Exclude: []string{"public.theirs"}}}
 	check(t, o, "source/sequence-privilege=error")
@@ -80,7 +81,7 @@ func TestServerWithoutRoom(t *testing.T) {
 	other := tight.Database(t)
 	back := roomy.Database(t)
 	pgtest.Exec(t, back, "CREATE TABLE public.t (id integer PRIMARY KEY)")
-	check(t, options(back, other), "target/rollback-capture=warning", "target/connections=warning")
+	check(t, options(back, other), "target/connections=warning")
 }
 
 // One slot is enough, and whoever has no more learns what two more would give.

@@ -18,35 +18,30 @@ const (
 
 // facts are what one query tells about a server, a database and our role.
 type facts struct {
-	pid                                  int32
-	searchPath, floatDigits              string
-	number                               int // server_version_num
-	version                              string
-	recovery                             bool
-	user, database                       string
-	superuser, replication, bypassRLS    bool
-	encoding, collate, ctype             string
-	system                               int64
-	databaseOID                          uint32
-	started                              time.Time
-	walLevel                             string
-	maxSlots, slots, maxSenders, senders int
-	maxKeep                              int64 // max_slot_wal_keep_size, MB; -1: no bound
-	create                               bool
-	free, roleLimit, roleUsed            int // connections; a limit of -1 is none
-	replicaRole                          bool
+	pid                       int32
+	searchPath, floatDigits   string
+	number                    int // server_version_num
+	version                   string
+	recovery                  bool
+	user, database            string
+	superuser, bypassRLS      bool
+	encoding, collate, ctype  string
+	system                    int64
+	databaseOID               uint32
+	started                   time.Time
+	maxKeep                   int64 // max_slot_wal_keep_size, MB; -1: no bound
+	create                    bool
+	free, roleLimit, roleUsed int // connections; a limit of -1 is none
+	replicaRole               bool
 }
 
 func (f facts) major() int { return f.number / 10000 }
 
 const readFacts = `
 SELECT pg_backend_pid(), current_setting('search_path'), current_setting('extra_float_digits'), current_setting('server_version_num')::int,
-       current_setting('server_version'), pg_is_in_recovery(), current_user::text, d.datname::text, r.rolsuper, r.rolreplication, r.rolbypassrls,
+       current_setting('server_version'), pg_is_in_recovery(), current_user::text, d.datname::text, r.rolsuper, r.rolbypassrls,
        pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text, (SELECT system_identifier FROM pg_control_system()), d.oid,
-       pg_postmaster_start_time(), current_setting('wal_level'), current_setting('max_replication_slots')::int,
-       (SELECT count(*) FROM pg_replication_slots)::int, current_setting('max_wal_senders')::int,
-       (SELECT count(*) FROM pg_stat_get_wal_senders())::int,
-       (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'), has_database_privilege(d.oid, 'CREATE'),
+       pg_postmaster_start_time(), (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'), has_database_privilege(d.oid, 'CREATE'),
        current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
          - (SELECT coalesce(sum(numbackends), 0) FROM pg_stat_database)::int,
        CASE WHEN r.rolconnlimit < 0 THEN d.datconnlimit WHEN d.datconnlimit < 0 THEN r.rolconnlimit ELSE least(r.rolconnlimit, d.datconnlimit) END,
@@ -59,18 +54,11 @@ func (s *side) read(ctx context.Context) error {
 	}
 	f := &s.facts
 	err := s.conn.QueryRow(ctx, readFacts).Scan(&f.pid, &f.searchPath, &f.floatDigits, &f.number, &f.version, &f.recovery, &f.user, &f.database,
-		&f.superuser, &f.replication, &f.bypassRLS, &f.encoding, &f.collate, &f.ctype, &f.system, &f.databaseOID, &f.started, &f.walLevel,
-		&f.maxSlots, &f.slots, &f.maxSenders, &f.senders, &f.maxKeep, &f.create, &f.free, &f.roleLimit, &f.roleUsed)
+		&f.superuser, &f.bypassRLS, &f.encoding, &f.collate, &f.ctype, &f.system, &f.databaseOID, &f.started,
+		&f.maxKeep, &f.create, &f.free, &f.roleLimit, &f.roleUsed)
 	if err != nil {
 		return fmt.Errorf("read the server's facts: %w", err)
 	}
-	// RDS and others grant replication by membership of a role rather than by the attribute.
-	const managed = `SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'rds_replication' AND pg_has_role(current_user, oid, 'MEMBER'))`
-	var member bool
-	if err := s.conn.QueryRow(ctx, managed).Scan(&member); err != nil {
-		return fmt.Errorf("read the role's memberships: %w", err)
-	}
-	f.replication = f.replication || f.superuser || member
 	f.bypassRLS = f.bypassRLS || f.superuser
 	f.replicaRole, err = replicaRole(ctx, s.conn)
 	return err

@@ -56,6 +56,7 @@ func (r *run) tables(ctx context.Context, s *side) {
 		r.fail(s.name, "tables", "correct tables.include and tables.exclude, or the URL's database", "no table is to be replicated from database %s", s.database)
 		return
 	}
+	s.tables = list
 	var bytes int64
 	var oids []uint32
 	largest := list[0]

@@ -2,7 +2,6 @@ package probe
 
 import (
 	"context"
-	"fmt"
 	"strings"
 )
 
@@ -106,24 +105,17 @@ func (r *run) targetSettings(ctx context.Context, s *side) {
 	}
 }
 
-// targetRollback looks at what the stream back needs after the cutover.
-func (r *run) targetRollback(_ context.Context, s *side) {
-	var lacks, remedies []string
-	if s.walLevel != "logical" {
-		lacks, remedies = append(lacks, "wal_level is "+s.walLevel), append(remedies, "set wal_level = logical (RDS: rds.logical_replication = 1) and restart")
-	}
-	if !s.replication {
-		lacks, remedies = append(lacks, "role "+s.user+" may not replicate"), append(remedies, "ALTER ROLE "+quote(s.user)+" REPLICATION (RDS: GRANT rds_replication)")
-	}
-	if s.maxSlots-s.slots < 1 && !r.Resuming {
-		lacks, remedies = append(lacks, fmt.Sprintf("all %d replication slots are taken", s.maxSlots)), append(remedies, "raise max_replication_slots")
-	}
-	if s.maxSenders-s.senders < 1 && !r.Resuming {
-		lacks, remedies = append(lacks, fmt.Sprintf("all %d walsenders are in use", s.maxSenders)), append(remedies, "raise max_wal_senders")
-	}
-	if len(lacks) > 0 {
-		r.warn(s.name, "rollback-capture", strings.Join(remedies, "; ")+"; or do without rollback", "the target can't be captured, so there is no rollback after the cutover: %s", strings.Join(lacks, "; "))
+// targetRollback says by which capture the target's changes would go back after the cutover. A pair chooses it anew then, as for auto.
+func (r *run) targetRollback(s *side) {
+	obstacles := s.grants.Obstacles()
+	if len(obstacles) == 0 {
+		r.ok(s.name, "rollback-capture", "rollback is possible: after the cutover the target's changes are captured by %s, because: %s", captureWords["logical"], Reason(s.name, nil))
 		return
 	}
-	r.ok(s.name, "rollback-capture", "the target's changes can be captured by logical decoding: rollback is possible")
+	var remedies []string
+	for _, o := range obstacles {
+		remedies = append(remedies, o.Hint)
+	}
+	r.info(s.name, "rollback-capture", "nothing has to be done; who would rather have logical capture on the way back: "+strings.Join(remedies, "; "),
+		"rollback is possible: after the cutover the target's changes are captured by %s, because: %s", captureWords["trigger"], Reason(s.name, obstacles))
 }

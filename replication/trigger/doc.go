@@ -14,6 +14,8 @@
 // A position is P, with what it takes to notice that the server is no longer the one that P belongs to ("commits-lost"): behind each window
 // a commit of our own is counted and flushed, and a server that counts less has lost something.
 //
+// A log has one owner (owner.go): who empties it must be the only one that reads it.
+//
 // Not protected by MVCC, and therefore watched in every window: TRUNCATE and rewriting ALTER TABLE (the window's tables are locked ACCESS
 // SHARE, and read again under a new snapshot where the file in the catalog isn't the current one); triggers that were disabled. Rows that ALTER
 // TABLE computes anew fire no trigger: finding them is left to the pair (schema.Storage).

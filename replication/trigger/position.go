@@ -135,10 +135,20 @@ type Observation struct {
 	At time.Time
 	// Bytes is the size of the change log with its indexes.
 	Bytes int64
-	// Oldest describes the oldest transaction that holds the log back (it has written to it, or may), empty if it is younger than a minute.
-	Oldest string
-	// OldestAge is its age, 0 if there is none.
-	OldestAge time.Duration
+	// Oldest is who holds the log back longest, nil if nobody does.
+	Oldest *Holder
+}
+
+// Holder is a session or a prepared transaction that keeps the log from being emptied: it has written to it, or may, or has a log table locked.
+type Holder struct {
+	// ID is its pid or its name as a prepared transaction; Who describes it.
+	ID, Who string
+	// Age is how long its transaction has been open.
+	Age time.Duration
+	// Query is its current or last statement as it was sent, literals and all; empty for a prepared transaction, or where the role may not see it.
+	Query string
+	// Prepared is a prepared transaction's name, empty for a session.
+	Prepared string
 }
 
 const sizeSQL = `
@@ -146,16 +156,30 @@ SELECT coalesce(sum(pg_table_size(c.oid) + pg_indexes_size(c.oid)), 0)::bigint
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'replicator' AND c.relkind = 'r' AND c.relname ~ '^capture_[0-9]+_[01]$'`
 
-// oldestSQL: no query text, which may hold values. Our own sessions and vacuums don't write to the log.
+// oldestSQL finds the oldest that may have written to the log. Our own sessions and vacuums don't. $1 are those that
+// hold the log by a lock alone.
 const oldestSQL = `
-SELECT who, extract(epoch FROM age)::float8 FROM (
-  SELECT 'pid ' || pid || ' (' || coalesce(nullif(application_name, ''), 'no name') || ', user ' || coalesce(usename::text, '?') || ', ' || coalesce(state, '?') || ')' AS who,
-         clock_timestamp() - xact_start AS age
-  FROM pg_stat_activity
-  WHERE backend_xid IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid()
+SELECT id, who, extract(epoch FROM age)::float8, query, prepared FROM (
+  SELECT ` + sessionSQL + `, '' AS prepared
+  FROM pg_stat_activity a WHERE datname = current_database() AND pid <> pg_backend_pid() AND (backend_xid IS NOT NULL OR pid = ANY ($1::int[]))
   UNION ALL
-  SELECT 'prepared transaction ' || quote_literal(gid) || ' of ' || owner, clock_timestamp() - prepared FROM pg_prepared_xacts WHERE database = current_database()
+  SELECT 'prepared ' || gid, 'prepared transaction ' || quote_literal(gid) || ' of ' || owner, clock_timestamp() - prepared, '', gid FROM pg_prepared_xacts WHERE database = current_database()
 ) x WHERE age IS NOT NULL ORDER BY age DESC LIMIT 1`
+
+const sessionSQL = `'pid ' || pid AS id, 'pid ' || pid || ' (' || coalesce(nullif(application_name, ''), 'no name') || ', user ' || coalesce(usename::text, '?') || ', ' || coalesce(state, '?') || ')' AS who,
+         clock_timestamp() - xact_start AS age, coalesce(nullif(query, '<insufficient privilege>'), '') AS query`
+
+// lockersSQL finds sessions that have log tables locked and have written nothing, as pg_dump has: the tables can't be emptied beside them either. Our
+// own windows read them, and end by themselves.
+const lockersSQL = `
+SELECT DISTINCT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND n.nspname = 'replicator' AND c.relname ~ '^capture_[0-9]+_[01]$' AND a.backend_xid IS NULL AND NOT starts_with(a.application_name, 'replicator/')`
+
+// readersSQL tells whether to look at the locks, which isn't for nothing where there are many: only if somebody has read for a while.
+const readersSQL = `
+SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend' AND backend_xid IS NULL AND xact_start < clock_timestamp() - interval '2 seconds'
+  AND NOT starts_with(application_name, 'replicator/'))`
 
 // Observe looks at the capture of the pool's database: how large its log is, and what holds it back.
 func Observe(ctx context.Context, pool *pgxpool.Pool) (Observation, error) {
@@ -168,18 +192,34 @@ func Observe(ctx context.Context, pool *pgxpool.Pool) (Observation, error) {
 	if err := pool.QueryRow(ctx, sizeSQL).Scan(&o.Bytes); err != nil {
 		return o, fmt.Errorf("measure the change log: %w", err)
 	}
-	var who string
+	o.Oldest, err = oldest(ctx, pool)
+	return o, err
+}
+
+func oldest(ctx context.Context, q querier) (*Holder, error) {
+	var readers bool
+	if err := q.QueryRow(ctx, readersSQL).Scan(&readers); err != nil {
+		return nil, fmt.Errorf("look for old transactions: %w", err)
+	}
+	pids := []int32{}
+	if readers {
+		rows, err := q.Query(ctx, lockersSQL)
+		if err != nil {
+			return nil, fmt.Errorf("look for locks on the change log: %w", err)
+		}
+		if pids, err = pgx.CollectRows(rows, pgx.RowTo[int32]); err != nil {
+			return nil, fmt.Errorf("look for locks on the change log: %w", err)
+		}
+	}
+	var h Holder
 	var age float64
-	err = pool.QueryRow(ctx, oldestSQL).Scan(&who, &age)
+	err := q.QueryRow(ctx, oldestSQL, pids).Scan(&h.ID, &h.Who, &age, &h.Query, &h.Prepared)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return o, nil
+		return nil, nil
 	}
 	if err != nil {
-		return o, fmt.Errorf("look for old transactions: %w", err)
+		return nil, fmt.Errorf("look for old transactions: %w", err)
 	}
-	o.OldestAge = time.Duration(age * float64(time.Second))
-	if o.OldestAge > time.Minute {
-		o.Oldest = fmt.Sprintf("%s, open for %v", who, o.OldestAge.Round(time.Second))
-	}
-	return o, nil
+	h.Age = time.Duration(age * float64(time.Second))
+	return &h, nil
 }

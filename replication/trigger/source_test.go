@@ -292,7 +292,7 @@ func TestALongTransactionIsNotQuadratic(t *testing.T) {
 		t.Fatal(err)
 	}
 	o, err := trigger.Observe(f.ctx(), f.pool)
-	if err != nil || o.OldestAge <= 0 {
+	if err != nil || o.Oldest == nil || o.Oldest.Age <= 0 {
 		t.Fatalf("%+v %v", o, err)
 	}
 	read := func() (n int64) {
