@@ -240,7 +240,7 @@ func TestGeneratedIdentity(t *testing.T) {
 	if err := p.remove(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if got := ask[string](f, f.source, `SELECT string_agg(relname || ' ' || relreplident, ', ' ORDER BY relname) FROM pg_class WHERE relname IN ('g', 'partly', 'either', 'whole')`); got != "either d, g d, partly d, whole f" {
+	if got := ask[string](f, f.source, `SELECT string_agg(relname || ' ' || relreplident::text, ', ' ORDER BY relname) FROM pg_class WHERE relname IN ('g', 'partly', 'either', 'whole')`); got != "either d, g d, partly d, whole f" {
 		t.Errorf("the identities are %s", got)
 	}
 }
