@@ -159,13 +159,13 @@ func (l *look) refresh(ctx context.Context, q interface {
 	return nil
 }
 
-// Once tries a step a single time over conn, as calmly as Run does at first. The error is ErrBusy, or transient, if the table is busy.
-func Once(ctx context.Context, conn *pgx.Conn, s LockedStep, mode LockMode) error {
+// Once tries a step a single time over conn, as calmly as Run does in that round, from 1 on. The error is ErrBusy, or transient, if the table is busy.
+func Once(ctx context.Context, conn *pgx.Conn, s LockedStep, mode LockMode, round int) error {
 	var look look
 	if err := look.refresh(ctx, conn, []LockedStep{s}, mode); err != nil {
 		return err
 	}
-	wait, err := waitFor(look.found[s.OID], 1)
+	wait, err := waitFor(look.found[s.OID], round)
 	if err != nil {
 		return err
 	}
