@@ -188,13 +188,13 @@ func (l *look) of(s LockedStep) []inTheWay {
 	return out
 }
 
-// Once tries a step a single time over conn, as calmly as Run does at first. The error is ErrBusy, or transient, if the table is busy.
-func Once(ctx context.Context, conn *pgx.Conn, s LockedStep, mode LockMode) error {
+// Once tries a step a single time over conn, as calmly as Run does in that round, from 1 on. The error is ErrBusy, or transient, if the table is busy.
+func Once(ctx context.Context, conn *pgx.Conn, s LockedStep, mode LockMode, round int) error {
 	var look look
 	if err := look.refresh(ctx, conn, []LockedStep{s}, mode); err != nil {
 		return err
 	}
-	wait, err := waitFor(look.of(s), 1)
+	wait, err := waitFor(look.of(s), round)
 	if err != nil {
 		return err
 	}

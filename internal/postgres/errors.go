@@ -38,6 +38,21 @@ func Code(err error) string {
 	return ""
 }
 
+// WithoutValues keeps of a server's error what shows no row's values: never the detail, and of class 22 ("Data Exception") not even the
+// message, which quotes the value.
+func WithoutValues(err error) error {
+	var pe *pgconn.PgError
+	switch {
+	case !errors.As(err, &pe):
+		return err
+	case strings.HasPrefix(pe.Code, "22"):
+		return fmt.Errorf("SQLSTATE %s", pe.Code)
+	case pe.ConstraintName != "":
+		return fmt.Errorf("%s (SQLSTATE %s, constraint %q)", pe.Message, pe.Code, pe.ConstraintName)
+	}
+	return fmt.Errorf("%s (SQLSTATE %s)", pe.Message, pe.Code)
+}
+
 // IsTransient tells whether trying again on a new session can help: the connection broke or couldn't be made, the server was
 // shutting down or out of slots, or the transaction lost a deadlock. A wrong password, a missing database or a constraint is not.
 func IsTransient(err error) bool {

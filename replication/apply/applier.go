@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"replicator/internal/postgres"
 	"replicator/internal/preflight"
@@ -275,29 +274,14 @@ func (a *Applier) explain(err error, to replication.Position) error {
 			Hint: fmt.Sprintf("somebody changed the destination: nothing more is applied. Run `replicator resync --pair %s --table %s` to copy the table again", a.o.ID.Pair, count.st.table)})
 	case errors.As(err, &st) && strings.HasPrefix(postgres.Code(err), "23"):
 		return retry.Stop(&preflight.Hinted{Code: "constraint",
-			Err:  fmt.Errorf("%s of %s where %s, after position %s, is refused by the destination: %w", st.st.op, st.st.table, a.describe(st.st.change), a.position, withoutValues(err)),
+			Err:  fmt.Errorf("%s of %s where %s, after position %s, is refused by the destination: %w", st.st.op, st.st.table, a.describe(st.st.change), a.position, postgres.WithoutValues(err)),
 			Hint: fmt.Sprintf("the destination holds rows or constraints that the origin doesn't. Mend it, or run `replicator resync --pair %s --table %s`", a.o.ID.Pair, st.st.table)})
 	case errors.As(err, &st) && strings.HasPrefix(postgres.Code(err), "22"):
 		return retry.Stop(&preflight.Hinted{Code: "schema-drift",
-			Err:  fmt.Errorf("%s of %s where %s, after position %s, holds a value that the destination's type refuses: %w", st.st.op, st.st.table, a.describe(st.st.change), a.position, withoutValues(err)),
+			Err:  fmt.Errorf("%s of %s where %s, after position %s, holds a value that the destination's type refuses: %w", st.st.op, st.st.table, a.describe(st.st.change), a.position, postgres.WithoutValues(err)),
 			Hint: "nothing is lost and the pair waits: make the types on the destination like the origin's (a label that was added to an enum, a domain's constraint)"})
 	}
 	return a.preparing(err)
-}
-
-// withoutValues keeps of a server's error what shows no row's values: never the detail, and of class 22 ("Data Exception") not even the
-// message, which quotes the value.
-func withoutValues(err error) error {
-	var pe *pgconn.PgError
-	switch {
-	case !errors.As(err, &pe):
-		return err
-	case strings.HasPrefix(pe.Code, "22"):
-		return fmt.Errorf("SQLSTATE %s", pe.Code)
-	case pe.ConstraintName != "":
-		return fmt.Errorf("%s (SQLSTATE %s, constraint %q)", pe.Message, pe.Code, pe.ConstraintName)
-	}
-	return fmt.Errorf("%s (SQLSTATE %s)", pe.Message, pe.Code)
 }
 
 // describe names the row of a change by its key.

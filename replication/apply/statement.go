@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"replicator/internal/postgres"
 	"replicator/replication"
 )
 
@@ -304,6 +305,6 @@ type statementError struct {
 }
 
 func (e *statementError) Error() string {
-	return fmt.Sprintf("%s of %s: %v", e.st.op, e.st.table, withoutValues(e.err))
+	return fmt.Sprintf("%s of %s: %v", e.st.op, e.st.table, postgres.WithoutValues(e.err))
 }
 func (e *statementError) Unwrap() error { return e.err }

@@ -36,8 +36,13 @@ type capture interface {
 	beat(ctx context.Context, token string) (replication.Position, error)
 	// observe reads how far the origin is.
 	observe(ctx context.Context) (observation, error)
-	// relieve gives up what the origin retains: the pair has to be copied anew afterwards.
-	relieve(ctx context.Context) error
+	// standing fails where the capture is gone as a whole, so that the pair has to be copied anew: nothing must be put in its place before.
+	standing(ctx context.Context) error
+	// relieve gives up what the origin retains: the pair has to be copied anew afterwards. It frees what it can at once; done tells whether that was all, and
+	// without anew it goes on with the rest.
+	relieve(ctx context.Context, anew bool) (done bool, err error)
+	// retire removes what was put on tables of the origin that aren't replicated any more, beside the stream. It waits until ctx ends for those that are busy.
+	retire(ctx context.Context, keep []replication.TableName) error
 	// align takes a snapshot of the origin and, through l, calls destination while the destination has exactly what that snapshot sees.
 	align(ctx context.Context, l *link, destination func(context.Context) error) (*exported, error)
 	// end removes the capture.
@@ -190,9 +195,18 @@ func (c logicalCapture) observe(ctx context.Context) (observation, error) {
 	return out, nil
 }
 
-func (c logicalCapture) relieve(ctx context.Context) error {
-	return c.errorf(logical.DropSlot(ctx, c.origin().pool, c.slot()))
+// standing is left to check, which looks at the slot.
+func (c logicalCapture) standing(context.Context) error { return nil }
+
+func (c logicalCapture) relieve(ctx context.Context, anew bool) (bool, error) {
+	if !anew {
+		return true, nil
+	}
+	return true, c.errorf(logical.DropSlot(ctx, c.origin().pool, c.slot()))
 }
+
+// retire has nothing to do: what isn't replicated is filtered, and no table keeps anything.
+func (c logicalCapture) retire(context.Context, []replication.TableName) error { return nil }
 
 // alignWait bounds how long the stream may stand still while both sides' snapshots are taken.
 const alignWait = 20 * time.Second

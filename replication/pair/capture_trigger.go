@@ -43,6 +43,9 @@ func (c triggerCapture) begin(ctx context.Context, tables []replication.Table) (
 	if err := trigger.Own(ctx, c.origin().pool, c.owner()); err != nil {
 		return "", c.errorf(err)
 	}
+	if err := trigger.Renew(ctx, c.origin().pool); err != nil {
+		return "", c.errorf(err)
+	}
 	if _, err := trigger.Install(ctx, c.origin().pool, c.p.log, tables); err != nil {
 		return "", c.errorf(err)
 	}
@@ -55,7 +58,7 @@ func (c triggerCapture) start(ctx context.Context) (replication.Position, error)
 }
 
 func (c triggerCapture) extend(ctx context.Context, tables []replication.TableName) error {
-	all, err := schema.Tables(ctx, c.origin().pool, c.p.o.Filter)
+	all, err := schema.UnmeasuredTables(ctx, c.origin().pool, c.p.o.Filter)
 	if err != nil {
 		return c.errorf(err)
 	}
@@ -119,7 +122,7 @@ func (c triggerCapture) check(ctx context.Context, stored replication.Position) 
 			return err
 		}
 	}
-	tables, err := schema.Tables(ctx, c.origin().pool, c.p.o.Filter)
+	tables, err := schema.UnmeasuredTables(ctx, c.origin().pool, c.p.o.Filter)
 	if err != nil {
 		return c.errorf(err)
 	}
@@ -217,7 +220,22 @@ func (c triggerCapture) observe(ctx context.Context) (observation, error) {
 	return out, c.errorf(err)
 }
 
-func (c triggerCapture) relieve(ctx context.Context) error { return c.end(ctx) }
+func (c triggerCapture) standing(ctx context.Context) error {
+	return c.errorf(trigger.Standing(ctx, c.origin().pool))
+}
+
+func (c triggerCapture) relieve(ctx context.Context, anew bool) (bool, error) {
+	relieve := trigger.Free
+	if anew {
+		relieve = trigger.Relieve
+	}
+	left, err := relieve(ctx, c.origin().pool)
+	return left == 0, c.errorf(err)
+}
+
+func (c triggerCapture) retire(ctx context.Context, keep []replication.TableName) error {
+	return c.errorf(trigger.Retire(ctx, c.origin().pool, c.p.log, keep))
+}
 
 // align ends a window now: its snapshot is the origin at a place that the stream stands at until it is let go.
 func (c triggerCapture) align(ctx context.Context, l *link, destination func(context.Context) error) (*exported, error) {

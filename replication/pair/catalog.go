@@ -43,18 +43,17 @@ type lacking struct {
 
 // changes compares the source's tables with those that are replicated.
 func (p *Pair) changes(ctx context.Context) (c changed, err error) {
-	// Measuring a table waits for whoever holds it exclusively.
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	copies, err := p.stored.Copies(ctx)
 	if err != nil {
 		return c, err
 	}
-	here, err := schema.Tables(ctx, p.source.pool, p.o.Filter)
+	here, err := schema.UnmeasuredTables(ctx, p.source.pool, p.o.Filter)
 	if err != nil {
 		return c, fmt.Errorf("source: %w", err)
 	}
-	there, err := schema.Tables(ctx, p.target.pool, p.o.Filter)
+	there, err := schema.UnmeasuredTables(ctx, p.target.pool, p.o.Filter)
 	if err != nil {
 		return c, fmt.Errorf("target: %w", err)
 	}

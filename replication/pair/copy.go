@@ -3,6 +3,7 @@ package pair
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -80,7 +81,12 @@ func (p *Pair) copyPending(ctx context.Context, then map[replication.TableName]s
 	if err != nil {
 		return err
 	}
-	all, err := schema.Tables(ctx, p.source.pool, p.o.Filter)
+	// Measuring waits for whoever holds a table exclusively: it is left out where nothing is to be copied.
+	list := schema.UnmeasuredTables
+	if slices.ContainsFunc(copies, func(c state.Copy) bool { return c.State != state.Copied }) {
+		list = schema.Tables
+	}
+	all, err := list(ctx, p.source.pool, p.o.Filter)
 	if err != nil {
 		return err
 	}

@@ -67,6 +67,9 @@ func (p *Pair) forward(ctx context.Context) error {
 	default:
 		return fmt.Errorf("pair %q is at the unknown step %q: run the program version that wrote it", p.o.Name, stored.Step)
 	}
+	if err := p.capture(false).standing(ctx); err != nil {
+		return err
+	}
 	if err := p.join(ctx); err != nil {
 		return err
 	}
@@ -85,7 +88,27 @@ func (p *Pair) forward(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.stream(ctx, false, seams, func(ctx context.Context, l *link) error { return p.complete(ctx, l, stored) })
+	return p.stream(ctx, false, seams, func(ctx context.Context, l *link) error {
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return p.complete(ctx, l, stored) })
+		g.Go(func() error { p.retire(ctx, l); return nil })
+		return g.Wait()
+	})
+}
+
+// retire removes what the capture has put on tables that aren't replicated any more. The stream doesn't depend on it.
+func (p *Pair) retire(ctx context.Context, l *link) {
+	copies, err := p.stored.Copies(ctx)
+	if err == nil {
+		keep := make([]replication.TableName, len(copies))
+		for i, c := range copies {
+			keep[i] = c.Table
+		}
+		err = l.capture.retire(ctx, keep)
+	}
+	if err != nil && ctx.Err() == nil {
+		p.log.Warn("what was made on tables that aren't replicated any more is left for the next start of the stream", "error", err)
+	}
 }
 
 // Stages of the stored plan.

@@ -36,9 +36,9 @@ type Options struct {
 	CopyWorkers int
 	// SequenceMargin is added to sequences at a switch, in values; 1000 if zero.
 	SequenceMargin int64
-	// RetainedWarning is the write-ahead log, in bytes, that the slot may hold back before a problem is shown; 0: never.
+	// RetainedWarning is what the origin may retain, in bytes (write-ahead log for the slot, or the change log), before a problem is shown; 0: never.
 	RetainedWarning int64
-	// RetainedLimit is where the slot is given up, so that the origin's disk doesn't fill: the pair then has to be copied anew. 0: never.
+	// RetainedLimit is where that is given up, so that the origin's disk doesn't fill: the pair then has to be copied anew. 0: never.
 	RetainedLimit int64
 	// NoCopy: the target was loaded by other means up to the position of the slot Adopt, which is taken over with a publication of the
 	// name that ObjectName gives, made before that slot.
@@ -91,6 +91,8 @@ type Pair struct {
 	freeze  *freeze
 	status  Status
 	lag     lagSamples
+	// relieving: what the origin retained was given up and isn't freed yet. Only sample touches it.
+	relieving bool
 	// verified are the tables that were compared and found equal, and that the stream hasn't changed since; origin is the source.
 	verified map[replication.TableName]knownStorage
 	// comparing, while a comparison runs, are the tables that the stream has changed since its snapshots.

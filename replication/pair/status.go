@@ -253,13 +253,8 @@ func (p *Pair) observe(ctx context.Context, c capture) {
 		return // the stream itself reports that the server can't be reached; the lag becomes unknown
 	}
 	ended := time.Now()
-	if o.retained != nil && p.o.RetainedLimit > 0 && *o.retained > p.o.RetainedLimit {
-		p.log.Error("the origin retains more for the capture than the guard allows; it is given up for the origin's sake", "retained_bytes", *o.retained, "limit_bytes", p.o.RetainedLimit)
-		if err := c.relieve(ctx); err != nil {
-			p.log.Error("giving up what the origin retains", "error", err)
-		}
-	}
 	now := p.holding(o.holder)
+	p.guard(ctx, c, o)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	g := &p.lag
@@ -270,4 +265,20 @@ func (p *Pair) observe(ctx context.Context, c capture) {
 		g.samples = append(g.samples, g.last)
 	}
 	g.retained, g.held, g.horizon = o.retained, now, o.horizon
+}
+
+// guard gives up what the origin retains where that is more than is allowed, and goes on with what couldn't be freed at once.
+func (p *Pair) guard(ctx context.Context, c capture, o observation) {
+	over := o.retained != nil && p.o.RetainedLimit > 0 && *o.retained > p.o.RetainedLimit
+	if !over && !p.relieving {
+		return
+	}
+	if !p.relieving {
+		p.log.Error("the origin retains more for the capture than the guard allows; it is given up for the origin's sake", "retained_bytes", *o.retained, "limit_bytes", p.o.RetainedLimit)
+	}
+	done, err := c.relieve(ctx, over)
+	if err != nil {
+		p.log.Error("giving up what the origin retains", "error", err)
+	}
+	p.relieving = err != nil || !done
 }

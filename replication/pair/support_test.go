@@ -18,6 +18,7 @@ import (
 	"replicator/internal/pgtest"
 	"replicator/internal/postgres"
 	"replicator/replication"
+	"replicator/replication/schema"
 	"replicator/replication/state"
 )
 
@@ -27,7 +28,9 @@ type fixture struct {
 	source, target string
 	super          string // the source's superuser, where a test needs one
 	workers        int
-	paused         bool // the pair begins so
+	paused         bool     // the pair begins so
+	guard          [2]int64 // what may be retained: warning, limit
+	filter         schema.Filter
 	migration      string
 	capture        string
 	watch          time.Duration
@@ -89,7 +92,8 @@ func (f *fixture) lead(ctx context.Context) *state.Lead {
 	if f.log == nil {
 		f.log = slog.New(slog.NewTextHandler(testWriter{f.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	}
-	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers, Paused: f.paused, WatchEvery: f.watch, HorizonWarning: f.horizon, Log: f.log})
+	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers, Paused: f.paused, WatchEvery: f.watch, HorizonWarning: f.horizon,
+		RetainedWarning: f.guard[0], RetainedLimit: f.guard[1], Filter: f.filter, Log: f.log})
 	return lead
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -23,14 +24,19 @@ type Querier interface {
 // applicationSchema is the condition on pg_namespace n that leaves the system's, the platform's and our own schemas out.
 const applicationSchema = `n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'replicator', '_heroku')`
 
+// measured are a table's sizes; unmeasured stands where they would be for who must not wait for a table's lock.
+const (
+	measured   = `pg_relation_size(c.oid) / current_setting('block_size')::int, pg_table_size(c.oid), pg_indexes_size(c.oid)`
+	unmeasured = `NULL::bigint, NULL::bigint, NULL::bigint`
+)
+
 // readTables lists ordinary tables and partition leaves: one query however many there are. An index is a key candidate if it is
 // valid, unique at once (a deferrable key accepts duplicates in replica role), whole, over NOT NULL columns that aren't generated (no capture
 // gets their values from an application's row as it is written, and pgoutput sends none); the primary key comes first, then the replica identity, then the oldest. Tables of extensions are the extension's, but for those that it marks as
 // configuration without a condition: their rows are the user's (pg_extension_config_dump in the documentation).
 const readTables = `
 SELECT n.nspname, c.relname, c.oid, c.relreplident::text, c.relpersistence = 'u',
-       pg_relation_size(c.oid) / current_setting('block_size')::int,
-       pg_table_size(c.oid), pg_indexes_size(c.oid),
+       ` + measured + `,
        CASE WHEN c.reltuples < 0 OR (c.reltuples = 0 AND c.relpages = 0) THEN -1 ELSE c.reltuples::bigint END,
        a.nums, a.names, a.types, a.mods, a.spelled, a.notnull, a.generated, a.identity,
        coalesce(k.cols, '{}'), coalesce(k.isprimary, false),
@@ -71,15 +77,24 @@ WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND ` + applicationSchema + `
 // without unlogged and temporary ones (see Unreplicated). A table that inherits from another is a table of its own; name both with
 // ONLY. Sizes are read by pg_table_size, which waits while another session holds the table ACCESS EXCLUSIVE: bound ctx.
 func Tables(ctx context.Context, q Querier, f Filter) ([]replication.Table, error) {
-	all, err := tables(ctx, q, f)
+	return tablesBy(ctx, q, readTables, f)
+}
+
+// UnmeasuredTables returns what Tables does, with zeros for the sizes: it takes no lock on any table, and waits for nobody.
+func UnmeasuredTables(ctx context.Context, q Querier, f Filter) ([]replication.Table, error) {
+	return tablesBy(ctx, q, strings.Replace(readTables, measured, unmeasured, 1), f)
+}
+
+func tablesBy(ctx context.Context, q Querier, sql string, f Filter) ([]replication.Table, error) {
+	all, err := tables(ctx, q, sql, f)
 	if err != nil {
 		return nil, err
 	}
 	return slices.DeleteFunc(all, func(t replication.Table) bool { return t.Unlogged }), nil
 }
 
-func tables(ctx context.Context, q Querier, f Filter) ([]replication.Table, error) {
-	rows, err := q.Query(ctx, readTables)
+func tables(ctx context.Context, q Querier, sql string, f Filter) ([]replication.Table, error) {
+	rows, err := q.Query(ctx, sql)
 	if err != nil {
 		return nil, fmt.Errorf("list the tables: %w", err)
 	}
@@ -190,7 +205,7 @@ WHERE ` + applicationSchema + ` AND (c.relkind = 'f' OR c.relkind = 'r' AND EXIS
 // the WAL and are empty after a crash), foreign tables (their rows are elsewhere), and extensions' configuration tables of which
 // only some rows are the user's. Temporary tables are nobody else's business.
 func Unreplicated(ctx context.Context, q Querier, f Filter) ([]Skipped, error) {
-	all, err := tables(ctx, q, f)
+	all, err := tables(ctx, q, readTables, f)
 	if err != nil {
 		return nil, err
 	}

@@ -62,9 +62,13 @@ func (f existing) fails(d described) bool {
 	return false
 }
 
+// enabledSQL names tables that haven't both triggers as Install and the scanning make them: of our functions, for every row and truncation, and for every
+// update unless the table is scanned.
 const enabledSQL = `
-SELECT x.oid::text FROM unnest($1::text::oid[]) x(oid) LEFT JOIN pg_trigger t
-  ON t.tgrelid = x.oid AND t.tgname IN ('replicator_capture', 'replicator_capture_truncate') AND t.tgenabled = 'A'
+SELECT x.oid::text FROM unnest($1::text::oid[], $2::text::oid[], $3::text::bool[]) x(oid, function, scanned) LEFT JOIN pg_trigger t
+  ON t.tgrelid = x.oid AND t.tgname IN ('replicator_capture', 'replicator_capture_truncate') AND t.tgenabled = 'A' AND t.tgqual IS NULL
+  AND CASE WHEN t.tgname = 'replicator_capture' THEN t.tgtype = 29 AND t.tgfoid = x.function AND (x.scanned OR t.tgattr = '')
+      ELSE t.tgtype = 32 AND t.tgfoid = (SELECT p.oid FROM pg_proc p WHERE p.pronamespace = to_regnamespace('replicator') AND p.proname = 'capture_truncate' AND p.pronargs = 0) END
 GROUP BY x.oid HAVING count(t.oid) <> 2`
 
 // tablesSQL identifies the set of tables; a partition that was attached or a table that came or went changes it.
@@ -98,7 +102,7 @@ func (w *window) check(ctx context.Context) error {
 	}}, query{tablesSQL, nil, func(row [][]byte) error {
 		tables = string(row[0])
 		return nil
-	}}, query{enabledSQL, [][]byte{oidArray(w.oids)}, func(row [][]byte) error {
+	}}, query{enabledSQL, w.triggers(), func(row [][]byte) error {
 		oid, err := strconv.ParseUint(string(row[0]), 10, 32)
 		bad = uint32(oid)
 		return err
@@ -112,7 +116,7 @@ func (w *window) check(ctx context.Context) error {
 	}
 	if bad != 0 {
 		name := w.tables[bad].name
-		return retry.Stop(&preflight.Hinted{Code: "capture-disabled", Err: fmt.Errorf("the capture triggers of table %s are, or were for a while, switched off or gone (ALTER TABLE … DISABLE TRIGGER, or the table was dropped): changes may be missing", name),
+		return retry.Stop(&preflight.Hinted{Code: "capture-disabled", Err: fmt.Errorf("the capture triggers of table %s are, or were for a while, switched off, altered or gone (ALTER TABLE … DISABLE TRIGGER, or the table was dropped): changes may be missing", name),
 			Hint: fmt.Sprintf("run `replicator resync` with --table %s, and keep triggers enabled: DISABLE TRIGGER ALL and USER hit ours too", name)})
 	}
 	if silenced != w.silenced {
@@ -175,6 +179,20 @@ func (w *window) describe(shapes []found) (reshaped bool, err error) {
 		return false, retry.Stop(&preflight.Hinted{Code: "capture-altered", Err: errors.New("a table with changes was dropped"), Hint: "exclude it, or make it again and run `replicator resync` for it"})
 	}
 	return reshaped, nil
+}
+
+// triggers are the parameters of enabledSQL.
+func (w *window) triggers() [][]byte {
+	functions := make([]uint32, len(w.order))
+	scanned := []byte{'{'}
+	for i, t := range w.order {
+		functions[i] = t.function
+		if i > 0 {
+			scanned = append(scanned, ',')
+		}
+		scanned = strconv.AppendBool(scanned, t.log.Scanned)
+	}
+	return [][]byte{oidArray(w.oids), oidArray(functions), append(scanned, '}')}
 }
 
 func oidArray(oids []uint32) []byte {

@@ -34,6 +34,9 @@
 // remedy. (What PostgreSQL 15 offers instead was tried: a WHEN clause or UPDATE OF that names the key makes DROP COLUMN and ALTER TYPE fail, renames pass
 // it all the same; an exception block costs a subtransaction for every row.)
 //
+// A log that outgrows what the origin can bear is given up (relieve.go) without waiting for a table; what is left of tables that are no longer captured,
+// or no longer there, is removed beside the stream (retire.go). No table of the application is measured or locked but those that have changes or are scanned.
+//
 // How to add a kind of table: decide in install.go (describe, refused) what its log holds, write the function's body in function.go, the
 // statement that gives its net change in table.go, and add it to the schema of the concurrency test.
 package trigger

@@ -297,7 +297,7 @@ func (w *window) end(ctx context.Context) error {
 	next := w.at
 	next.seen, next.At = w.state.snapshot, w.state.at
 	if len(results) != 2 || len(results[1].Rows) != 1 {
-		return retry.Stop(&preflight.Hinted{Code: "capture-lost", Err: errors.New("the change log is gone"), Hint: "run `replicator resync` for the pair"})
+		return lost()
 	}
 	if next.Beat, err = strconv.ParseInt(string(results[1].Rows[0][0]), 10, 64); err != nil {
 		return retry.Stop(fmt.Errorf("end the window: %w", err))

@@ -405,23 +405,9 @@ func Uninstall(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error 
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	rows, err := pool.Query(ctx, installedSQL)
+	steps, err := installed(ctx, pool, func(replication.TableName) bool { return true })
 	if err != nil {
-		return fmt.Errorf("uninstall the change log: list its triggers: %w", err)
-	}
-	steps, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (postgres.LockedStep, error) {
-		var s postgres.LockedStep
-		var name replication.TableName
-		var triggers []string
-		err := row.Scan(&s.OID, &name.Schema, &name.Name, &triggers)
-		s.Name = name.String()
-		for _, t := range triggers {
-			s.Statements = append(s.Statements, "DROP TRIGGER IF EXISTS "+replication.QuoteIdent(t)+" ON "+name.Quoted())
-		}
-		return s, err
-	})
-	if err != nil {
-		return fmt.Errorf("uninstall the change log: list its triggers: %w", err)
+		return fmt.Errorf("uninstall the change log: %w", err)
 	}
 	run := postgres.Calm{Pool: pool, Log: log, What: "change log"}
 	if err := run.Run(ctx, steps, postgres.AccessExclusive, func(s postgres.LockedStep, err error) error {
@@ -429,7 +415,7 @@ func Uninstall(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error 
 	}); err != nil {
 		return fmt.Errorf("uninstall the change log: %w", err)
 	}
-	rows, err = pool.Query(ctx, leftoversSQL)
+	rows, err := pool.Query(ctx, leftoversSQL)
 	if err != nil {
 		return fmt.Errorf("uninstall the change log: %w", err)
 	}

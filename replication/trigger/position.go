@@ -66,8 +66,8 @@ func covers(a, b replication.Snapshot) bool {
 const placeSQL = `
 SELECT pg_current_snapshot()::text, ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint, clock_timestamp()`
 
-// beatSQL counts a commit. What a snapshot saw was written to the log before; so once this is flushed, that is too.
-const beatSQL = `UPDATE replicator.capture SET beat = beat + 1 WHERE id = 1 RETURNING beat`
+// beatSQL counts a commit, unless the log was given up (Relieve). What a snapshot saw was written to the log before; so once this is flushed, that is too.
+const beatSQL = `UPDATE replicator.capture SET beat = beat + 1 WHERE id = 1 AND beat > ` + givenUp + ` RETURNING beat`
 
 // querier is what a pgx connection, transaction or pool offers.
 type querier interface {
@@ -88,6 +88,9 @@ func Begin(ctx context.Context, pool *pgxpool.Pool) (replication.Position, error
 		}
 		return tx.QueryRow(ctx, beatSQL).Scan(&p.Beat)
 	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", lost()
+	}
 	if err != nil {
 		return "", fmt.Errorf("begin the capture: %w", err)
 	}

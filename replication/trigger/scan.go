@@ -25,7 +25,8 @@ import (
 type scan struct {
 	// known are the xmin, at or after the last snapshot's, of the rows that it showed: subtransactions' ids among them, of which a snapshot says
 	// nothing. found are those that the present window sees at or after the last snapshot's xmin.
-	known, found []uint32
+	known map[uint32]bool
+	found []uint32
 	// narrow: the trigger leaves plain updates out. full is a snapshot that sees the transaction by which it stopped to.
 	narrow bool
 	full   *replication.Snapshot
@@ -37,14 +38,13 @@ type scan struct {
 }
 
 func (s *scan) news() bool {
-	return slices.ContainsFunc(s.found, func(x uint32) bool { return !slices.Contains(s.known, x) })
+	return slices.ContainsFunc(s.found, func(x uint32) bool { return !s.known[x] })
 }
 
-// recent is the condition that a version of table t is not older than the snapshot whose xmin is the given parameter, by 32-bit ids; beyond their
-// range everything is. The comparison with ctid makes the planner read the table in its order, where it may not read it whole (settings).
+// recent is the condition that a version of table t may be as young as the snapshot whose xmin is the given parameter: that its 32-bit id is one of those
+// given out from then on to the present snapshot's xmax, beyond which nothing is visible. The comparison with ctid makes the planner read the table in its order, where it may not read it whole (settings).
 func recent(parameter string) string {
-	return "t.ctid >= '(0,0)'::tid AND ((t.xmin::text::bigint - " + parameter + "::bigint) & 4294967295 < 2147483648" +
-		" OR (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint) - " + parameter + "::bigint >= 2147483648)"
+	return "t.ctid >= '(0,0)'::tid AND (t.xmin::text::bigint - " + parameter + "::bigint) & 4294967295 < (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint) - " + parameter + "::bigint"
 }
 
 // updated is the part of touched that comes from the table itself.
@@ -66,8 +66,8 @@ func (r *reader) args(t *captured) [][]byte {
 		return bounds(p)
 	}
 	known := []byte{'{'}
-	for i, x := range t.scan.known {
-		if i > 0 {
+	for x := range t.scan.known {
+		if len(known) > 1 {
 			known = append(known, ',')
 		}
 		known = strconv.AppendUint(known, uint64(x), 10)
@@ -104,14 +104,21 @@ func (w *window) scans() []query {
 	return append(out, query{rewrittenSQL, [][]byte{oidArray(oids)}, func([][]byte) error { return errRewritten }})
 }
 
-// settle remembers what the window's snapshot, now the last one, has shown.
+// settle remembers what the window's snapshot, now the last one, has shown. An id outside the snapshot's bounds, or of a transaction that was running, is
+// none of its time: the row was frozen long ago, before ids were given out a second time, and what that id writes now is still to come.
 func (w *window) settle() {
+	s := w.state.snapshot
 	for _, t := range w.order {
-		t.scan.known = t.scan.known[:0]
+		clear(t.scan.known)
 		for _, x := range t.scan.found {
-			if int32(x-uint32(w.state.snapshot.Xmin)) >= 0 {
-				t.scan.known = append(t.scan.known, x)
+			id := s.Xmin + uint64(x-uint32(s.Xmin))
+			if id >= s.Xmax || slices.Contains(s.Xip, id) {
+				continue
 			}
+			if t.scan.known == nil {
+				t.scan.known = map[uint32]bool{}
+			}
+			t.scan.known[x] = true
 		}
 	}
 }
@@ -156,16 +163,18 @@ func (s Scanning) orDefault() Scanning {
 	return d
 }
 
-// heat takes in how large the table is and how many of its rows have been updated by now.
-func (t *captured) heat(bytes, updates int64, o Scanning) {
-	t.bytes = bytes
-	t.scan.hot = t.scan.updates >= 0 && updates-t.scan.updates >= o.Updates && t.bytes <= o.Bytes && len(t.log.Key) > 0 && t.seam == nil && !t.log.Scanned
+// heat takes in how many of the table's rows have been updated by now. Whether it is small enough is seen by measure.
+func (t *captured) heat(updates int64, o Scanning) {
+	t.scan.hot = t.scan.updates >= 0 && updates-t.scan.updates >= o.Updates && len(t.log.Key) > 0 && t.seam == nil && !t.log.Scanned
 	t.scan.updates = updates
 }
 
-// scannableSQL tells which tables can be scanned: not those of which an update may change the key without naming it, and no partitions.
+// scannableSQL tells which tables can be scanned: not those of which an update may change the key without naming it, and no partitions. None can where
+// transaction ids come round for a second time, or will soon: a row that was frozen in the first one shows the 32-bit id of a transaction of today,
+// and of a subtransaction's id no snapshot tells which it is.
 const scannableSQL = `
 SELECT c.oid FROM pg_class c WHERE c.oid = ANY($1) AND c.relkind = 'r' AND NOT c.relispartition AND current_setting('server_version_num')::int >= 140000
+  AND pg_snapshot_xmax(pg_current_snapshot())::text::bigint < 4294967296 - 16777216
   AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgtype & 19 = 19)
   AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped)`
 
@@ -231,17 +240,23 @@ func (r *reader) replace(ctx context.Context, t *captured, narrow bool, also ...
 		return false, nil
 	}
 	table := t.name.Quoted()
-	statements := append([]string{"LOCK TABLE ONLY " + table + " IN SHARE ROW EXCLUSIVE MODE", "CREATE OR REPLACE TRIGGER " + t.log.rowTrigger(t.oid, table, narrow),
+	statements := append([]string{stillCapturedSQL, "LOCK TABLE ONLY " + table + " IN SHARE ROW EXCLUSIVE MODE", "CREATE OR REPLACE TRIGGER " + t.log.rowTrigger(t.oid, table, narrow),
 		"ALTER TABLE ONLY " + table + " ENABLE ALWAYS TRIGGER " + rowTrigger}, also...)
-	err := postgres.Once(ctx, r.conn, postgres.LockedStep{OID: t.oid, Name: t.name.String(), Statements: statements}, postgres.ShareRowExclusive)
+	round := 1
+	if !narrow {
+		round += t.scan.tries // this one has to succeed
+	}
+	err := postgres.Once(ctx, r.conn, postgres.LockedStep{OID: t.oid, Name: t.name.String(), Statements: statements}, postgres.ShareRowExclusive, round)
 	switch {
 	case err == nil:
 		t.scan.narrow, t.scan.tries = narrow, 0
 		return true, nil
 	case errors.Is(err, postgres.ErrBusy), postgres.Code(err) == postgres.CodeLockNotAvailable, postgres.Code(err) == "40P01":
 		t.scan.tries++
-		t.scan.rest = min(1<<t.scan.tries, 64)
+		t.scan.rest = min(1<<min(t.scan.tries, 6), 64)
 		return false, nil
+	case postgres.Code(err) == postgres.CodeDivisionByZero:
+		return false, lost()
 	}
 	return false, fmt.Errorf("replace the capture trigger of %s: %w", t.name, err)
 }
@@ -284,7 +299,7 @@ func (r *reader) unscan(ctx context.Context, t *captured) error {
 	if err != nil {
 		return err
 	}
-	if err := r.replaced(ctx, function); err != nil {
+	if err := r.redefine(ctx, function); err != nil {
 		return fmt.Errorf("end the scanning of %s: %w", t.name, err)
 	}
 	t.log, t.shape, t.scan.full = next, nil, nil

@@ -41,7 +41,7 @@ func Silence(ctx context.Context, pool *pgxpool.Pool, oids ...uint32) error {
 			return err
 		}
 		for _, oid := range there {
-			if _, err := tx.Exec(ctx, "CREATE OR REPLACE FUNCTION "+functionName(oid)+"() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"); err != nil {
+			if _, err := tx.Exec(ctx, "CREATE OR REPLACE FUNCTION "+functionName(oid)+"() RETURNS trigger LANGUAGE plpgsql AS '"+voidBody+"'"); err != nil {
 				return err
 			}
 		}
@@ -52,18 +52,6 @@ func Silence(ctx context.Context, pool *pgxpool.Pool, oids ...uint32) error {
 		return fmt.Errorf("give up the capture of tables: %w", err)
 	}
 	return nil
-}
-
-// replaced carries out a statement that gives a table's function another text, unless Silence has come before.
-func (r *reader) replaced(ctx context.Context, sql string) error {
-	return pgx.BeginTxFunc(ctx, r.conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-		for _, s := range []string{r.unsilenced(), sql} {
-			if _, err := tx.Exec(ctx, s); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 // unsilenced is a statement that fails if Silence was called since the stream began, and otherwise keeps it from being so until the transaction's end.

@@ -232,13 +232,9 @@ func (r *reader) sameHistory(ctx context.Context) error {
 	if here.System != "" && r.at.System != "" && here.System != r.at.System {
 		return retry.Stop(&preflight.Hinted{Code: "other-server", Err: fmt.Errorf("the server's system identifier is %s; the position was taken on %s", here.System, r.at.System), Hint: resync})
 	}
-	var beat int64
-	if err := r.conn.QueryRow(ctx, `SELECT beat FROM replicator.capture WHERE id = 1`).Scan(&beat); err != nil {
-		switch code := postgres.Code(err); {
-		case errors.Is(err, pgx.ErrNoRows), code == postgres.CodeUndefinedTable, code == "3F000":
-			return retry.Stop(&preflight.Hinted{Code: "capture-lost", Err: errors.New("the change log is gone"), Hint: resync})
-		}
-		return fmt.Errorf("read the capture's count: %w", err)
+	beat, err := count(ctx, r.conn)
+	if err != nil {
+		return err
 	}
 	if beat < r.at.Beat || !covers(here.seen, r.at.seen) {
 		return retry.Stop(&preflight.Hinted{Code: "commits-lost", Err: fmt.Errorf("the server has lost commits that the destination already has (it counts %d of the capture's %d; timeline %d, before %d): it failed over to a standby that lagged behind, or was restored", beat, r.at.Beat, here.Timeline, r.at.Timeline),

@@ -13,9 +13,10 @@ import (
 
 // captured is a table of the stream.
 type captured struct {
-	oid  uint32
-	name replication.TableName
-	log  described
+	oid      uint32
+	function uint32 // pg_proc's oid, which a replacement leaves
+	name     replication.TableName
+	log      described
 	// seam is the snapshot of the table's copy; nil once the stream has passed it.
 	seam *replication.Snapshot
 	// shape is the table as the last window that had changes of it found it; nil before.
@@ -280,7 +281,7 @@ func probe(tables []*captured) string {
 }
 
 const capturedSQL = `
-SELECT c.oid, n.nspname, c.relname, p.prosrc, EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = 'replicator_capture' AND g.tgattr <> '')
+SELECT c.oid, n.nspname, c.relname, p.oid, p.prosrc, EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = 'replicator_capture' AND g.tgattr <> '')
 FROM unnest($1::text[], $2::text[]) x(s, t)
 JOIN pg_namespace n ON n.nspname = x.s JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = x.t
 JOIN pg_proc p ON p.pronamespace = 'replicator'::regnamespace AND p.proname = 'capture_' || c.oid AND p.pronargs = 0
@@ -303,7 +304,7 @@ func readCaptured(ctx context.Context, q querier, names []replication.TableName)
 	for rows.Next() {
 		t := &captured{scan: scan{updates: -1}}
 		var src string
-		if err := rows.Scan(&t.oid, &t.name.Schema, &t.name.Name, &src, &t.scan.narrow); err != nil {
+		if err := rows.Scan(&t.oid, &t.name.Schema, &t.name.Name, &t.function, &src, &t.scan.narrow); err != nil {
 			return nil, fmt.Errorf("find the change log: %w", err)
 		}
 		var ok bool

@@ -13,10 +13,20 @@ import (
 	"replicator/replication"
 )
 
+// slotSizesSQL measures the log tables, with what is kept apart of long values (TOAST) but not its index, which is never empty. It touches no table of
+// the application.
 const slotSizesSQL = `
-SELECT x.oid, pg_relation_size(to_regclass('replicator.capture_' || x.oid || '_0')), pg_relation_size(to_regclass('replicator.capture_' || x.oid || '_1')),
-       coalesce(pg_relation_size(x.oid), 0), coalesce(pg_stat_get_tuples_updated(x.oid), 0)
-FROM unnest($1::oid[]) x(oid)`
+SELECT x.oid, pg_relation_size(a.oid) + coalesce(pg_relation_size(nullif(a.reltoastrelid, 0)), 0), pg_relation_size(b.oid) + coalesce(pg_relation_size(nullif(b.reltoastrelid, 0)), 0),
+       coalesce(pg_stat_get_tuples_updated(x.oid), 0)
+FROM unnest($1::oid[]) x(oid)
+LEFT JOIN pg_class a ON a.oid = to_regclass('replicator.capture_' || x.oid || '_0') LEFT JOIN pg_class b ON b.oid = to_regclass('replicator.capture_' || x.oid || '_1')`
+
+// tableSizesSQL measures the application's tables. That waits for whoever holds one ACCESS EXCLUSIVE, so it is asked for few of them, and given up
+// at once.
+const (
+	measureWaitSQL = "SET LOCAL lock_timeout = '20ms'"
+	tableSizesSQL  = `SELECT x.oid, coalesce(pg_relation_size(x.oid), 0) FROM unnest($1::oid[]) x(oid)`
+)
 
 // upkeep keeps the log small, between two windows: a log table that has grown is left to itself while writing goes on in the other one, and is
 // emptied as soon as the destination has all of it.
@@ -36,12 +46,12 @@ func (r *reader) upkeep(ctx context.Context) error {
 	for rows.Next() {
 		var oid uint32
 		var sizes [slots]*int64
-		var bytes, updates int64
-		if err := rows.Scan(&oid, &sizes[0], &sizes[1], &bytes, &updates); err != nil {
+		var updates int64
+		if err := rows.Scan(&oid, &sizes[0], &sizes[1], &updates); err != nil {
 			rows.Close()
 			return fmt.Errorf("measure the change log: %w", err)
 		}
-		r.tables[oid].heat(bytes, updates, r.s.o.Scanning)
+		r.tables[oid].heat(updates, r.s.o.Scanning)
 		for i, n := range sizes {
 			r.tables[oid].slotBytes[i] = 0
 			if n != nil {
@@ -51,6 +61,9 @@ func (r *reader) upkeep(ctx context.Context) error {
 	}
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("measure the change log: %w", err)
+	}
+	if err := r.measure(ctx); err != nil {
+		return err
 	}
 	for _, t := range r.order {
 		if t.seam != nil {
@@ -72,6 +85,47 @@ func (r *reader) upkeep(ctx context.Context) error {
 		return err
 	}
 	return r.prune(ctx, acked.seen)
+}
+
+// measure looks at the sizes of tables that are scanned or may be from now on. One that can't be measured at once isn't hot: somebody has it to himself.
+func (r *reader) measure(ctx context.Context) error {
+	var oids []uint32
+	for _, t := range r.order {
+		if t.scan.hot || t.log.Scanned {
+			oids = append(oids, t.oid)
+		}
+	}
+	if len(oids) == 0 {
+		return nil
+	}
+	err := pgx.BeginTxFunc(ctx, r.conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, measureWaitSQL); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, tableSizesSQL, oids)
+		if err != nil {
+			return err
+		}
+		var oid uint32
+		var bytes int64
+		_, err = pgx.ForEachRow(rows, []any{&oid, &bytes}, func() error {
+			t := r.tables[oid]
+			t.bytes = bytes
+			t.scan.hot = t.scan.hot && bytes <= r.s.o.Scanning.Bytes
+			return nil
+		})
+		return err
+	})
+	if postgres.Code(err) == postgres.CodeLockNotAvailable {
+		for _, t := range r.order {
+			t.scan.hot = false
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("measure the tables that are scanned: %w", err)
+	}
+	return nil
 }
 
 // empty truncates a log table that is no longer written to, if everything in it is durable on the destination. The lock, taken only if it is
@@ -119,7 +173,7 @@ func (r *reader) turn(ctx context.Context, t *captured, slot int) error {
 	if err != nil {
 		return err
 	}
-	if err := r.replaced(ctx, sql); err != nil {
+	if err := r.redefine(ctx, sql); err != nil {
 		return fmt.Errorf("turn the change log of %s: %w", t.name, err)
 	}
 	t.log = next

@@ -3,13 +3,11 @@ package trigger
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"replicator/internal/postgres"
 	"replicator/internal/preflight"
@@ -184,83 +182,6 @@ func (r *reader) previous(t *captured) replication.Snapshot {
 		return *t.seam
 	}
 	return r.since
-}
-
-// query is one statement of a round trip; each row goes to take, whose data is valid until it returns.
-type query struct {
-	sql  string
-	args [][]byte
-	take func(row [][]byte) error
-}
-
-// ask carries out queries in one round trip. Statements that come again are prepared.
-func (r *reader) ask(ctx context.Context, queries []query) error {
-	names := make([]string, len(queries))
-	for i, q := range queries {
-		if len(q.args) == 0 && q.take == nil {
-			continue // BEGIN, LOCK and their like
-		}
-		name, err := r.prepare(ctx, q.sql)
-		if err != nil {
-			return err
-		}
-		names[i] = name
-	}
-	p := r.conn.PgConn().StartPipeline(ctx)
-	for i, q := range queries {
-		if names[i] == "" {
-			p.SendQueryParams(q.sql, nil, nil, nil, nil)
-		} else {
-			p.SendQueryPrepared(names[i], q.args, nil, nil)
-		}
-	}
-	if err := p.Sync(); err != nil {
-		_ = p.Close() // the first error tells more
-		return fmt.Errorf("read the change log: %w", err)
-	}
-	var failed error
-	for _, q := range queries {
-		if failed = r.result(p, q.take); failed != nil {
-			break
-		}
-	}
-	if err := p.Close(); err != nil && failed == nil {
-		failed = fmt.Errorf("read the change log: %w", err)
-	}
-	return failed
-}
-
-func (r *reader) result(p *pgconn.Pipeline, take func([][]byte) error) error {
-	got, err := p.GetResults()
-	if err != nil {
-		return fmt.Errorf("read the change log: %w", err)
-	}
-	rows, ok := got.(*pgconn.ResultReader)
-	if !ok {
-		return fmt.Errorf("read the change log: unexpected answer %T in a pipeline", got)
-	}
-	var failed error
-	for failed == nil && rows.NextRow() {
-		if take != nil {
-			failed = take(rows.Values())
-		}
-	}
-	if _, err := rows.Close(); err != nil && failed == nil {
-		return fmt.Errorf("read the change log: %w", err)
-	}
-	return failed
-}
-
-func (r *reader) prepare(ctx context.Context, sql string) (string, error) {
-	if name, ok := r.prepared[sql]; ok {
-		return name, nil
-	}
-	name := "replicator_" + strconv.Itoa(len(r.prepared))
-	if _, err := r.conn.PgConn().Prepare(ctx, name, sql, nil); err != nil {
-		return "", fmt.Errorf("prepare to read the change log: %w", err)
-	}
-	r.prepared[sql] = name
-	return name, nil
 }
 
 // probes ask every table's log whether the window holds anything of it.
