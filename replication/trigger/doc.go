@@ -12,7 +12,8 @@
 // key existed in P follows from whether it exists in S and how often it was inserted and deleted in between. So updates and deletes stay as strict as those of logical capture, each must hit its row.
 //
 // A position is P, with what it takes to notice that the server is no longer the one that P belongs to ("commits-lost"): behind each window
-// a commit of our own is counted and flushed, and a server that counts less has lost something.
+// a commit of our own is counted and flushed, in a row that only this session counts in, and a server that counts less, or lacks the row, has
+// lost something. Behind each copy's snapshot such a row is committed too, so that a copy which has seen what was lost is known for void.
 //
 // Not protected by MVCC, and therefore watched in every window: TRUNCATE and rewriting ALTER TABLE (the window's tables are locked ACCESS
 // SHARE, and read again under a new snapshot where the file in the catalog isn't the current one); triggers that were disabled. Rows that ALTER
