@@ -18,6 +18,7 @@ import (
 	"replicator/internal/pgtest"
 	"replicator/internal/postgres"
 	"replicator/replication"
+	"replicator/replication/schema"
 	"replicator/replication/state"
 )
 
@@ -31,6 +32,7 @@ type fixture struct {
 	migration      string
 	capture        string
 	watch          time.Duration
+	filter         schema.Filter
 	pair           *Pair
 	epoch          int64
 	done           chan error // what Run returned
@@ -84,7 +86,7 @@ func (f *fixture) lead(ctx context.Context) *state.Lead {
 		f.t.Fatal(err)
 	}
 	f.epoch = lead.Epoch
-	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers, Paused: f.paused, WatchEvery: f.watch,
+	f.pair = New(Options{Migration: f.migration, Name: "main", SourceURL: f.source, TargetURL: f.target, Epoch: lead.Epoch, Capture: f.capture, CopyWorkers: f.workers, Paused: f.paused, WatchEvery: f.watch, Filter: f.filter,
 		Log: slog.New(slog.NewTextHandler(testWriter{f.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))})
 	return lead
 }
