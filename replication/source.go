@@ -22,6 +22,9 @@ type Source interface {
 type Seam struct {
 	Snapshot Snapshot
 	LSN      uint64
+	// Witness is a row of ours that was committed on the source behind the snapshot; empty if none was. A source without it has lost commits that the
+	// copy has seen, and the seam means nothing.
+	Witness string
 }
 
 // Needs tells whether the stream must apply a transaction's changes to the table: whether the copy did not see it.

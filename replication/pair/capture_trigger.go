@@ -53,7 +53,7 @@ func (c triggerCapture) begin(ctx context.Context, tables []replication.Table) (
 }
 
 func (c triggerCapture) start(ctx context.Context) (replication.Position, error) {
-	position, err := trigger.Begin(ctx, c.origin().pool)
+	position, err := trigger.Begin(ctx, c.origin().pool, c.p.id)
 	return position, c.errorf(err)
 }
 
@@ -76,6 +76,7 @@ func (c triggerCapture) void(ctx context.Context, position replication.Position)
 		return err
 	}
 	var tables, void []replication.TableName
+	copies = slices.DeleteFunc(copies, func(x state.Copy) bool { return x.State != state.Copied })
 	for _, x := range copies {
 		tables = append(tables, x.Table)
 	}
@@ -191,7 +192,13 @@ func (c triggerCapture) drift(ctx context.Context, q trigger.Querier) error {
 	if err != nil {
 		return c.errorf(err)
 	}
+	c.p.mu.Lock()
+	gone := c.p.status.gone
+	c.p.mu.Unlock()
 	for _, d := range a.Diff(b) {
+		if !c.reverse && slices.Contains(gone, d.Table) {
+			continue // it was dropped or renamed, which is named, and the others go on
+		}
 		if d.Blocks && d.Kind == schema.KindColumn {
 			return retry.Stop(&preflight.Hinted{Code: "schema-drift", Err: fmt.Errorf("table %s has drifted: %s", d.Table, d.Message),
 				Hint: "nothing is lost and the pair waits; on the " + destination.name + ": " + d.Statement})

@@ -25,6 +25,8 @@ type changed struct {
 	// remade are no longer the tables that were captured: they were dropped and made anew under their names, or what the capture keeps of them
 	// was altered.
 	remade []replication.Table
+	// uncopied came back to the source after their turn.
+	uncopied []replication.TableName
 	// rewritten are tables whose rows may have been computed anew by ALTER TABLE since they were copied, which no capture carries.
 	rewritten []replication.TableName
 	// stored says where the rows of the copied tables are stored now, moved those of which only that has changed.
@@ -82,6 +84,8 @@ func (p *Pair) changes(ctx context.Context) (c changed, err error) {
 			c.stay = append(c.stay, t.Name)
 			if at == state.Copied {
 				copied = append(copied, t)
+			} else {
+				c.uncopied = append(c.uncopied, t.Name)
 			}
 		case onTarget[t.Name]:
 			c.joinable = append(c.joinable, t)
@@ -184,7 +188,7 @@ func (p *Pair) watchTables(ctx context.Context) error {
 		took := time.Since(began)
 		if err == nil {
 			p.showTables(c)
-			if len(c.joinable)+len(c.remade)+len(c.forgotten) > 0 {
+			if len(c.joinable)+len(c.remade)+len(c.forgotten)+len(c.uncopied) > 0 {
 				return errJoin
 			}
 			settled, err := p.recheck(ctx, c)

@@ -77,6 +77,9 @@ func (p *Pair) buildEarly(ctx context.Context, target *pgx.Conn, stage string, e
 
 // copyPending copies the tables that aren't copied yet, and does with each that is copied what then says.
 func (p *Pair) copyPending(ctx context.Context, then map[replication.TableName]snapshot.Chain) error {
+	if _, err := p.sameHistory(ctx); err != nil {
+		return err
+	}
 	copies, err := p.stored.Copies(ctx)
 	if err != nil {
 		return err
@@ -94,6 +97,9 @@ func (p *Pair) copyPending(ctx context.Context, then map[replication.TableName]s
 	for _, t := range all {
 		byName[t.Name] = t
 	}
+	if copies, err = p.withoutGone(ctx, copies, byName); err != nil {
+		return err
+	}
 	// Read before the copies' snapshots: what is rewritten in between is compared later in vain, and nothing is missed.
 	storage, err := schema.ReadStorage(ctx, p.source.pool)
 	if err != nil {
@@ -104,7 +110,6 @@ func (p *Pair) copyPending(ctx context.Context, then map[replication.TableName]s
 	var progress copyProgress
 	progress.total = len(copies)
 	for _, c := range copies {
-		t, ok := byName[c.Table]
 		if c.State == state.Copied {
 			progress.copied++
 			progress.rows += c.Rows
@@ -114,8 +119,9 @@ func (p *Pair) copyPending(ctx context.Context, then map[replication.TableName]s
 			}
 			continue
 		}
+		t, ok := byName[c.Table]
 		if !ok {
-			return fmt.Errorf("copy %s: the table is gone from the source: drop it on the target too, or exclude it", c.Table)
+			continue // named, and copied when it comes back
 		}
 		pending = append(pending, t)
 		progress.expect += t.Bytes
@@ -135,11 +141,12 @@ func (p *Pair) copyPending(ctx context.Context, then map[replication.TableName]s
 		Started: func(ctx context.Context, t replication.Table, s replication.Seam) error {
 			return p.stored.StartCopy(ctx, state.Copy{Table: t.Name, Snapshot: s.Snapshot.String(), LSN: pglogrepl.LSN(s.LSN).String(), Storage: storage[t.Name].String()})
 		},
-		Fence: func(b *pgx.Batch) { state.QueueFence(b, p.id) },
-		Then:  func(t replication.Table) snapshot.Chain { return then[t.Name] },
-		Jobs:  jobs,
-		Finished: func(b *pgx.Batch, t replication.Table, rows, bytes int64) {
-			p.stored.FinishCopy(b, state.Copy{Table: t.Name, Rows: rows, Bytes: bytes})
+		Fence:   func(b *pgx.Batch) { state.QueueFence(b, p.id) },
+		Then:    func(t replication.Table) snapshot.Chain { return then[t.Name] },
+		Jobs:    jobs,
+		Witness: state.WitnessSQL(p.id),
+		Finished: func(b *pgx.Batch, t replication.Table, rows, bytes int64, witness string) {
+			p.stored.FinishCopy(b, state.Copy{Table: t.Name, Rows: rows, Bytes: bytes, Witness: witness})
 		},
 		Refused: state.Fenced,
 		Progress: func(t replication.Table, rows, bytes int64) {

@@ -12,8 +12,10 @@ import (
 // Keys and indexes of tables that are done are built while others are still copied; a process that dies in between is followed by one that
 // builds what is left and copies what isn't done, and nothing else.
 func TestKeysAreBuiltWhileOthersAreCopied(t *testing.T) {
-	f := newFixture(t)
-	f.capture = Logical
+	everyCapture(t, keysAreBuiltWhileOthersAreCopied)
+}
+
+func keysAreBuiltWhileOthersAreCopied(t *testing.T, f *fixture) {
 	pgtest.Exec(t, f.source, variedSchema)
 	pgtest.Exec(t, f.source, "CREATE TABLE bulk (id int, v text); INSERT INTO bulk SELECT i, repeat(md5(i::text), 8) FROM generate_series(1, 200000) i; CREATE INDEX bulk_id ON bulk (id)")
 	f.start(false)

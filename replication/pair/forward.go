@@ -2,6 +2,7 @@ package pair
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -270,7 +271,20 @@ func (p *Pair) applyEach(ctx context.Context, stage string, work <-chan schema.E
 func (p *Pair) applyEntry(ctx context.Context, conn *pgx.Conn, stage string, e schema.Entry) error {
 	p.doing(fmt.Sprintf("the target makes %s", e))
 	p.log.Debug("making", "what", e.String())
-	return schema.Apply(ctx, conn, e, p.stored.StatementDone(stage, e.Seq))
+	note := p.stored.StatementDone(stage, e.Seq)
+	err := schema.Apply(ctx, conn, e, note)
+	if err == nil || conn.IsClosed() {
+		return err
+	}
+	moot, lookErr := p.overtaken(ctx, conn, stage, e, err)
+	if lookErr != nil {
+		return errors.Join(err, lookErr)
+	}
+	if !moot {
+		return err
+	}
+	p.log.Info("left out, since what it is made on is gone from both sides", "what", e.String())
+	return postgres.Several(ctx, conn, note)
 }
 
 func closeConn(ctx context.Context, conn *pgx.Conn) {
@@ -420,6 +434,9 @@ func (p *Pair) seams(ctx context.Context) (map[replication.TableName]replication
 	}
 	out := make(map[replication.TableName]replication.Seam, len(copies))
 	for _, c := range copies {
+		if c.State != state.Copied {
+			continue // gone from the source, see withoutGone
+		}
 		s, err := replication.ParseSnapshot(c.Snapshot)
 		if err != nil {
 			return nil, fmt.Errorf("seam of %s: %w", c.Table, err)
@@ -428,7 +445,7 @@ func (p *Pair) seams(ctx context.Context) (map[replication.TableName]replication
 		if err != nil {
 			return nil, fmt.Errorf("seam of %s: %w", c.Table, err)
 		}
-		out[c.Table] = replication.Seam{Snapshot: s, LSN: uint64(lsn)}
+		out[c.Table] = replication.Seam{Snapshot: s, LSN: uint64(lsn), Witness: c.Witness}
 	}
 	return out, nil
 }
@@ -445,6 +462,9 @@ func (p *Pair) complete(ctx context.Context, l *link, stored state.Pair) error {
 		return err
 	}
 	p.doing("")
+	if err := p.passed(ctx); err != nil {
+		return err
+	}
 	if stored.Step != state.StepComplete {
 		// Adding a foreign key locks two tables, and would meet the apply's own locks in the other order.
 		if err := l.still(ctx, func(ctx context.Context) error { return p.apply(ctx, stageForeign, 1) }); err != nil {

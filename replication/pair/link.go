@@ -71,6 +71,15 @@ func (p *Pair) stream(ctx context.Context, reverse bool, seams map[replication.T
 	}
 	defer a.Close(ctx)
 	c := p.capture(reverse)
+	if !reverse {
+		void, err := p.sameHistory(ctx)
+		if err != nil {
+			return err
+		}
+		if void {
+			return errJoin
+		}
+	}
 	if err := c.check(ctx, a.Position()); err != nil {
 		return err
 	}

@@ -88,8 +88,9 @@ func (f *fixture) attempt(reverse bool) {
 }
 
 // What was compared before the freeze is compared again in it if the stream has touched it since, and only then.
-func TestFreezeComparesWhatChanged(t *testing.T) {
-	f := newFixture(t)
+func TestFreezeComparesWhatChanged(t *testing.T) { everyCapture(t, freezeComparesWhatChanged) }
+
+func freezeComparesWhatChanged(t *testing.T, f *fixture) {
 	pgtest.Exec(t, f.source, smallSchema)
 	f.start(false)
 	f.streaming()

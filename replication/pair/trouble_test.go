@@ -167,8 +167,9 @@ func (f *fixture) depose() {
 }
 
 // A deposed process commits nothing more, even if it doesn't know: its Run ends by itself.
-func TestDeposedProcessEnds(t *testing.T) {
-	f := newFixture(t)
+func TestDeposedProcessEnds(t *testing.T) { everyCapture(t, deposedProcessEnds) }
+
+func deposedProcessEnds(t *testing.T, f *fixture) {
 	pgtest.Exec(t, f.source, smallSchema)
 	f.start(false)
 	f.streaming()
@@ -189,8 +190,9 @@ func TestDeposedProcessEnds(t *testing.T) {
 }
 
 // A deposed process can't open a gate that its successor relies on.
-func TestDeposedProcessMovesNoGate(t *testing.T) {
-	f := newFixture(t)
+func TestDeposedProcessMovesNoGate(t *testing.T) { everyCapture(t, deposedProcessMovesNoGate) }
+
+func deposedProcessMovesNoGate(t *testing.T, f *fixture) {
 	pgtest.Exec(t, f.source, smallSchema)
 	f.start(false)
 	f.streaming()

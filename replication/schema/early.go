@@ -69,3 +69,14 @@ func builtOn(e Entry) (name replication.TableName, ok bool) {
 	}
 	return name, false
 }
+
+// Relations returns the tables, indexes and views that an entry of the plan names as what it is made on or of.
+func Relations(e Entry) (out []replication.TableName) {
+	t := tokens(e.SQL)
+	for i := 1; i+2 < len(t); i++ {
+		if t[i+1] == "." && slices.Contains([]string{"TABLE", "ONLY", "ON", "REFERENCES", "INDEX", "PARTITION", "VIEW", "COLUMN"}, t[i-1]) {
+			out = append(out, replication.TableName{Schema: unquoteIdent(t[i]), Name: unquoteIdent(t[i+2])})
+		}
+	}
+	return out
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -28,7 +29,10 @@ type Options struct {
 	Fence func(b *pgx.Batch)
 	// Finished queues the note that the table is done, and a fence, for the transaction that holds the copy or, for a table in parts, for one after
 	// the last part's.
-	Finished func(b *pgx.Batch, t replication.Table, rows, bytes int64)
+	Finished func(b *pgx.Batch, t replication.Table, rows, bytes int64, witness string)
+	// Witness are statements that return a word, run in a session that has held the table's snapshot, after its last row and before Finished, which gets the
+	// word. Empty: none.
+	Witness string
 	// Refused says what the failure of Fence's or Finished's statements means. Nil: what it says itself.
 	Refused func(error) error
 	// Then returns what is to be done with a table once it is copied. Nil: nothing.
@@ -42,7 +46,7 @@ type Options struct {
 }
 
 // Copy copies the tables and does their jobs, what takes longest first. It returns when all is done or something has failed; finished tables
-// stay finished.
+// stay finished. A table that was dropped or renamed meanwhile doesn't keep the others from being copied first.
 func Copy(ctx context.Context, o Options, tables []replication.Table) error {
 	if len(tables) == 0 && len(o.Jobs) == 0 {
 		return nil
@@ -61,6 +65,7 @@ func Copy(ctx context.Context, o Options, tables []replication.Table) error {
 	for _, c := range o.Jobs {
 		q.addChain(c, 0)
 	}
+	var gone atomic.Pointer[error]
 	g, ctx := errgroup.WithContext(ctx)
 	for range o.Workers {
 		g.Go(func() error {
@@ -71,14 +76,20 @@ func Copy(ctx context.Context, o Options, tables []replication.Table) error {
 				if err != nil || !ok {
 					return err
 				}
-				if err := w.do(ctx, do); err != nil {
+				if err := w.do(ctx, do); errors.Is(err, errGone) {
+					gone.Store(&err)
+				} else if err != nil {
 					return err
 				}
 				q.done(do)
 			}
 		})
 	}
-	return g.Wait()
+	err := g.Wait()
+	if lost := gone.Load(); lost != nil && err == nil {
+		err = *lost
+	}
+	return err
 }
 
 func horizon(ctx context.Context, o Options) (after uint64, version int, err error) {
@@ -205,7 +216,11 @@ func (w *worker) whole(ctx context.Context, t replication.Table, form string) (e
 	if err != nil {
 		return err
 	}
-	if err := w.commit(ctx, func(b *pgx.Batch) { w.o.Finished(b, t, rows, bytes) }); err != nil {
+	witness, err := w.witness(ctx)
+	if err != nil {
+		return err
+	}
+	if err := w.commit(ctx, func(b *pgx.Batch) { w.o.Finished(b, t, rows, bytes, witness) }); err != nil {
 		return err
 	}
 	w.finished(t, rows)
@@ -247,6 +262,24 @@ func (w *worker) commit(ctx context.Context, notes func(*pgx.Batch)) error {
 		return fmt.Errorf("commit on the target: %w", err)
 	}
 	return nil
+}
+
+// witness ends the snapshot and has the source witness it. The session is the one that had it: on another one, the answer might be that of another
+// server, to which the name of the source leads by now.
+func (w *worker) witness(ctx context.Context) (string, error) {
+	if w.o.Witness == "" {
+		return "", nil
+	}
+	answers, err := w.source.PgConn().Exec(ctx, "ROLLBACK; "+w.o.Witness).ReadAll()
+	if err != nil {
+		return "", fmt.Errorf("witness the snapshot: %w", err)
+	}
+	for _, a := range answers {
+		if len(a.Rows) == 1 {
+			return string(a.Rows[0][0]), nil
+		}
+	}
+	return "", errors.New("witness the snapshot: no answer")
 }
 
 // leave ends the snapshot and lets go of the lock, whatever happened.

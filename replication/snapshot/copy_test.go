@@ -76,7 +76,7 @@ func TestFailedCopyLeavesNothing(t *testing.T) {
 	finished := 0
 	o := Options{SourceURL: w.source, TargetURL: target, ID: w.id, Workers: 1,
 		Started:  func(context.Context, replication.Table, replication.Seam) error { return nil },
-		Finished: func(*pgx.Batch, replication.Table, int64, int64) { finished++ },
+		Finished: func(*pgx.Batch, replication.Table, int64, int64, string) { finished++ },
 		Progress: func(replication.Table, int64, int64) {},
 	}
 	err := Copy(w.ctx(), o, []replication.Table{w.table("a")})
@@ -120,8 +120,8 @@ func TestRefusedCopyLeavesNothing(t *testing.T) {
 	w := newWorld(t, []string{"a"}, nil)
 	refused := errors.New("refused")
 	for name, o := range map[string]Options{
-		"whole":    {Finished: func(b *pgx.Batch, _ replication.Table, _, _ int64) { b.Queue("SELECT 1 / 0") }},
-		"in parts": {Finished: func(*pgx.Batch, replication.Table, int64, int64) {}, Fence: func(b *pgx.Batch) { b.Queue("SELECT 1 / 0") }, PartBytes: 8192},
+		"whole":    {Finished: func(b *pgx.Batch, _ replication.Table, _, _ int64, _ string) { b.Queue("SELECT 1 / 0") }},
+		"in parts": {Finished: func(*pgx.Batch, replication.Table, int64, int64, string) {}, Fence: func(b *pgx.Batch) { b.Queue("SELECT 1 / 0") }, PartBytes: 8192},
 	} {
 		target := w.target([]string{"a"})
 		pgtest.Exec(t, target, "INSERT INTO a VALUES (-1, 0, 'before')")

@@ -60,7 +60,7 @@ func TestSeamInParts(t *testing.T) {
 			seams[t.Name] = s
 			return nil
 		},
-		Finished: func(*pgx.Batch, replication.Table, int64, int64) {},
+		Finished: func(*pgx.Batch, replication.Table, int64, int64, string) {},
 		Progress: func(replication.Table, int64, int64) {},
 	}, []replication.Table{w.inParts("a"), w.inParts("b")}); err != nil {
 		t.Fatal(err)
@@ -136,7 +136,7 @@ func TestCutCopyInParts(t *testing.T) {
 		})
 		err := Copy(ctx, Options{SourceURL: w.source, TargetURL: target, ID: w.id, Workers: 3, PartBytes: 8192,
 			Started: func(context.Context, replication.Table, replication.Seam) error { return nil },
-			Finished: func(_ *pgx.Batch, t replication.Table, _, _ int64) {
+			Finished: func(_ *pgx.Batch, t replication.Table, _, _ int64, _ string) {
 				mu.Lock()
 				defer mu.Unlock()
 				finished[t.Name.Name]++
@@ -203,7 +203,7 @@ func TestPartsBehindAnExclusiveLock(t *testing.T) {
 			}
 			return nil
 		},
-		Finished: func(*pgx.Batch, replication.Table, int64, int64) {},
+		Finished: func(*pgx.Batch, replication.Table, int64, int64, string) {},
 		Progress: func(replication.Table, int64, int64) {},
 	}, []replication.Table{w.inParts("a")})
 	if err != nil {

@@ -189,7 +189,11 @@ func (w *worker) copyPart(ctx context.Context, p *part) error {
 	if err := w.begin(ctx, true); err != nil {
 		return err
 	}
-	if err := w.commit(ctx, func(b *pgx.Batch) { w.o.Finished(b, s.table, rows, bytes) }); err != nil {
+	witness, err := w.witness(ctx)
+	if err != nil {
+		return err
+	}
+	if err := w.commit(ctx, func(b *pgx.Batch) { w.o.Finished(b, s.table, rows, bytes, witness) }); err != nil {
 		return err
 	}
 	w.finished(s.table, rows)

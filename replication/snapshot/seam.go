@@ -33,6 +33,9 @@ func (w *worker) snapshot(ctx context.Context, t replication.Table) (replication
 		if postgres.Code(err) == postgres.CodeLockNotAvailable || errors.Is(err, errTooEarly) {
 			return err
 		}
+		if postgres.Code(err) == postgres.CodeUndefinedTable {
+			err = fmt.Errorf("%w: %w", errGone, err)
+		}
 		return retry.Stop(err)
 	})
 	if err == nil && w.o.Waiting != nil {
@@ -40,6 +43,9 @@ func (w *worker) snapshot(ctx context.Context, t replication.Table) (replication
 	}
 	return seam, err
 }
+
+// errGone: nothing of the table was copied.
+var errGone = errors.New("the table was dropped or renamed")
 
 var errTooEarly = errors.New("the snapshot is older than the capture")
 

@@ -77,7 +77,7 @@ func (c bySlot) now() (p replication.Position) {
 type byTrigger struct{ *world }
 
 func (c byTrigger) prepare(rounds int) []replication.Position {
-	p, err := trigger.Begin(c.ctx(), c.pool)
+	p, err := trigger.Begin(c.ctx(), c.pool, c.id)
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -204,7 +204,7 @@ func (w *world) copy(target string, names []string) (map[replication.TableName]r
 			seams[t.Name] = s
 			return nil
 		},
-		Finished: func(*pgx.Batch, replication.Table, int64, int64) {},
+		Finished: func(*pgx.Batch, replication.Table, int64, int64, string) {},
 		Progress: func(replication.Table, int64, int64) {},
 	}, tables)
 	if err != nil {

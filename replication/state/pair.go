@@ -148,17 +148,19 @@ type Copy struct {
 	Bytes    int64
 	// Storage is where the source stored the rows when they were last known to be the target's too, as text; empty if that isn't known.
 	Storage string
+	// Witness is the source's witness of what the copy has seen; empty if there is none, or the stream has passed the copy.
+	Witness string
 }
 
 // Copies lists the pair's tables by name.
 func (p *Pairs) Copies(ctx context.Context) ([]Copy, error) {
-	rows, err := p.pool.Query(ctx, `SELECT schema_name, table_name, state, snapshot, lsn, rows, bytes, storage FROM replicator.copy
+	rows, err := p.pool.Query(ctx, `SELECT schema_name, table_name, state, snapshot, lsn, rows, bytes, storage, witness FROM replicator.copy
 		WHERE migration = $1 AND pair = $2 ORDER BY 1, 2`, p.id.Migration, p.id.Pair)
 	if err != nil {
 		return nil, fmt.Errorf("read the state of the copies: %w", err)
 	}
 	out, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (c Copy, err error) {
-		err = r.Scan(&c.Table.Schema, &c.Table.Name, &c.State, &c.Snapshot, &c.LSN, &c.Rows, &c.Bytes, &c.Storage)
+		err = r.Scan(&c.Table.Schema, &c.Table.Name, &c.State, &c.Snapshot, &c.LSN, &c.Rows, &c.Bytes, &c.Storage, &c.Witness)
 		return c, err
 	})
 	if err != nil {
@@ -178,7 +180,7 @@ func (p *Pairs) AddCopies(ctx context.Context, tables []replication.TableName) e
 // ResetCopies makes tables pending again, so that they are copied anew; all of the pair's where none is named. It returns how many.
 func (p *Pairs) ResetCopies(ctx context.Context, tables []replication.TableName) (int64, error) {
 	schemas, names := split(tables)
-	tag, err := p.fenced(ctx, "note the tables to copy again", `UPDATE replicator.copy SET state = 'pending', snapshot = '', lsn = '0/0', rows = 0, bytes = 0, storage = ''
+	tag, err := p.fenced(ctx, "note the tables to copy again", `UPDATE replicator.copy SET state = 'pending', snapshot = '', lsn = '0/0', rows = 0, bytes = 0, storage = '', witness = ''
 		WHERE migration = $1 AND pair = $2 AND ($5 OR (schema_name, table_name) IN (SELECT * FROM unnest($3::text[], $4::text[])))`,
 		p.id.Migration, p.id.Pair, schemas, names, len(tables) == 0)
 	return tag.RowsAffected(), err
@@ -200,7 +202,7 @@ func (p *Pairs) AdoptCopies(ctx context.Context) error {
 
 // StartCopy notes that a table's copy begins under a new snapshot; what an earlier attempt left is void.
 func (p *Pairs) StartCopy(ctx context.Context, c Copy) error {
-	_, err := p.fenced(ctx, "note the start of a copy", `UPDATE replicator.copy SET state = 'copying', snapshot = $5, lsn = $6, storage = $7, rows = 0, bytes = 0, started_at = clock_timestamp(), finished_at = NULL
+	_, err := p.fenced(ctx, "note the start of a copy", `UPDATE replicator.copy SET state = 'copying', snapshot = $5, lsn = $6, storage = $7, witness = '', rows = 0, bytes = 0, started_at = clock_timestamp(), finished_at = NULL
 		WHERE migration = $1 AND pair = $2 AND schema_name = $3 AND table_name = $4`, p.id.Migration, p.id.Pair, c.Table.Schema, c.Table.Name, c.Snapshot, c.LSN, c.Storage)
 	return err
 }
@@ -208,8 +210,8 @@ func (p *Pairs) StartCopy(ctx context.Context, c Copy) error {
 // FinishCopy notes, in the transaction that the batch is part of, that a table is copied. In a process that no longer leads it fails, see Fenced.
 func (p *Pairs) FinishCopy(b *pgx.Batch, c Copy) {
 	QueueFence(b, p.id)
-	b.Queue(`UPDATE replicator.copy SET state = 'copied', rows = $5, bytes = $6, finished_at = clock_timestamp()
-		WHERE migration = $1 AND pair = $2 AND schema_name = $3 AND table_name = $4`, p.id.Migration, p.id.Pair, c.Table.Schema, c.Table.Name, c.Rows, c.Bytes)
+	b.Queue(`UPDATE replicator.copy SET state = 'copied', rows = $5, bytes = $6, witness = $7, finished_at = clock_timestamp()
+		WHERE migration = $1 AND pair = $2 AND schema_name = $3 AND table_name = $4`, p.id.Migration, p.id.Pair, c.Table.Schema, c.Table.Name, c.Rows, c.Bytes, c.Witness)
 }
 
 // SaveStorage notes where the source stores the rows of tables whose copies are good.

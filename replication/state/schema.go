@@ -137,6 +137,20 @@ COMMENT ON COLUMN replicator.position.session IS 'Counts the sessions that have 
 ALTER TABLE replicator.copy ADD COLUMN storage text NOT NULL DEFAULT '';
 COMMENT ON COLUMN replicator.copy.storage IS 'Where the source stored the table''s rows when they were last known to be the target''s too; by it an ALTER TABLE that rewrote them is noticed.';
 `,
+	`
+ALTER TABLE replicator.version REPLICA IDENTITY FULL; -- it has no key, and can't be updated otherwise where somebody publishes all tables
+CREATE TABLE replicator.witness (
+	n bigint GENERATED ALWAYS AS IDENTITY,
+	id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+	migration text NOT NULL,
+	pair text NOT NULL,
+	beat bigint NOT NULL DEFAULT 0,
+	at timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (fillfactor = 50);
+COMMENT ON TABLE replicator.witness IS 'Commits of ours, each behind what the other side has taken over. A row is counted up by the one session that made it; a server that lacks one, or counts less, has lost commits.';
+ALTER TABLE replicator.copy ADD COLUMN witness text NOT NULL DEFAULT '';
+COMMENT ON COLUMN replicator.copy.witness IS 'The source''s witness of what the copy has seen, until the stream has passed its seam; empty: none.';
+`,
 }
 
 // Ensure creates or upgrades schema `replicator`. It is idempotent and safe against another process doing the same.

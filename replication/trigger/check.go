@@ -141,10 +141,18 @@ func (w *window) check(ctx context.Context) error {
 	return nil
 }
 
-// drift asks whether the catalog, as the window sees it, is still the one that the destination has.
+// driftWaitSQL is below the least deadlock_timeout that is usual: where the application's ALTER and the window wait for each other's tables, it is the
+// window that gives way.
+const driftWaitSQL = "SET LOCAL lock_timeout = '300ms'"
+
+// drift asks within a savepoint. Reading the catalog locks what views and rules refer to (pg_get_viewdef), and the window may stay open for long: going
+// back to the savepoint gives those locks back, with the settings.
 func (w *window) drift(ctx context.Context) error {
 	if w.s.o.Drift == nil {
 		return nil
+	}
+	if err := postgres.Several(ctx, w.conn, "SAVEPOINT drift", driftWaitSQL); err != nil {
+		return fmt.Errorf("ask for drift: %w", err)
 	}
 	// What the session forbids the planner for the log's sake would make a query of the whole catalog slow.
 	if _, err := w.conn.Exec(ctx, `SELECT set_config(x, 'on', true) FROM unnest($1::text[]) x`, forbidden); err != nil {
@@ -153,7 +161,7 @@ func (w *window) drift(ctx context.Context) error {
 	if err := w.s.o.Drift(ctx, w.conn); err != nil {
 		return err
 	}
-	if _, err := w.conn.Exec(ctx, `SELECT set_config(x, 'off', true) FROM unnest($1::text[]) x`, forbidden); err != nil {
+	if err := postgres.Several(ctx, w.conn, "ROLLBACK TO SAVEPOINT drift", "RELEASE SAVEPOINT drift"); err != nil {
 		return fmt.Errorf("ask for drift: %w", err)
 	}
 	return nil

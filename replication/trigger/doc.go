@@ -12,7 +12,8 @@
 // key existed in P follows from whether it exists in S and how often it was inserted and deleted in between. So updates and deletes stay as strict as those of logical capture, each must hit its row.
 //
 // A position is P, with what it takes to notice that the server is no longer the one that P belongs to ("commits-lost"): behind each window
-// a commit of our own is counted and flushed, and a server that counts less has lost something.
+// a commit of our own is counted and flushed, in a row that only this session counts in, and a server that counts less, or lacks the row, has
+// lost something. Behind each copy's snapshot such a row is committed too, so that a copy which has seen what was lost is known for void.
 //
 // A log has one owner (owner.go): who empties it must be the only one that reads it.
 //

@@ -283,6 +283,15 @@ func (w *window) keyless(ctx context.Context, t *captured, row [][]byte) error {
 	return nil
 }
 
+// count is the statement that counts the session's commit behind a window. The row is made with the first, so that an attempt which comes to
+// nothing leaves none.
+func (r *reader) count() string {
+	if r.witness == "" {
+		return witness(r.s.o.ID)
+	}
+	return fmt.Sprintf(beatSQL, r.witness)
+}
+
 // end closes the window: our own commit is flushed behind it, then the last piece goes out with the new position.
 func (w *window) end(ctx context.Context) error {
 	if w.request != nil {
@@ -290,7 +299,7 @@ func (w *window) end(ctx context.Context) error {
 			return err
 		}
 	}
-	results, err := w.conn.PgConn().Exec(ctx, "COMMIT; "+beatSQL).ReadAll()
+	results, err := w.conn.PgConn().Exec(ctx, "COMMIT; "+w.count()).ReadAll()
 	if err != nil {
 		return retry.Stop(fmt.Errorf("end the window: %w", err))
 	}
@@ -299,9 +308,14 @@ func (w *window) end(ctx context.Context) error {
 	if len(results) != 2 || len(results[1].Rows) != 1 {
 		return lost()
 	}
-	if next.Beat, err = strconv.ParseInt(string(results[1].Rows[0][0]), 10, 64); err != nil {
+	row := results[1].Rows[0]
+	if next.Beat, err = strconv.ParseInt(string(row[0]), 10, 64); err != nil {
 		return retry.Stop(fmt.Errorf("end the window: %w", err))
 	}
+	if w.witness == "" {
+		w.witness, w.witnessNumber = string(row[1]), string(row[2])
+	}
+	next.Witness = w.witness
 	b := w.emit.batch
 	b.First, b.Last, b.Position = !w.emit.sent, true, next.position()
 	token := ""

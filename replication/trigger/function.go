@@ -194,12 +194,23 @@ func parseDescription(src string) (described, bool) {
 	return d, json.Unmarshal([]byte(line), &d) == nil
 }
 
+// truncatedIdentity lets rows be deleted where somebody publishes all tables, which otherwise takes a key. It waits only briefly, since truncations
+// by the application queue behind it.
+const truncatedIdentity = `DO '
+BEGIN
+  IF EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(''replicator.capture_truncated'') AND relreplident <> ''f'') THEN
+    SET LOCAL lock_timeout = ''2s'';
+    ALTER TABLE replicator.capture_truncated REPLICA IDENTITY FULL;
+  END IF;
+END'`
+
 // common are the statements that make what all tables share.
 var common = []string{
 	`CREATE TABLE IF NOT EXISTS replicator.capture (id integer PRIMARY KEY, beat bigint NOT NULL) WITH (fillfactor = 50)`,
 	`INSERT INTO replicator.capture VALUES (1, 0) ON CONFLICT DO NOTHING`,
 	`CREATE TABLE IF NOT EXISTS replicator.capture_truncated (xid xid8 NOT NULL, relid oid NOT NULL)`,
 	`CREATE INDEX IF NOT EXISTS capture_truncated_xid ON replicator.capture_truncated (xid)`,
+	truncatedIdentity,
 	`REVOKE ALL ON replicator.capture, replicator.capture_truncated FROM PUBLIC`,
 	`CREATE OR REPLACE FUNCTION replicator.capture_truncate() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS '
 BEGIN

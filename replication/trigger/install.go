@@ -83,6 +83,9 @@ func Convert(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, tables [
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	if _, err := pool.Exec(ctx, truncatedIdentity); err != nil {
+		return fmt.Errorf("convert the change log: %w", err)
+	}
 	found, err := look(ctx, pool, tables)
 	if err != nil {
 		return fmt.Errorf("convert the change log: %w", err)

@@ -116,13 +116,19 @@ func (f *fixture) begin() {
 // note stores the position of now.
 func (f *fixture) note() {
 	f.t.Helper()
-	p, err := trigger.Begin(f.ctx(), f.pool)
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	p := f.beginAs(f.id)
 	if err := state.StartPosition(f.ctx(), f.there, f.id, replication.Forward, p); err != nil {
 		f.t.Fatal(err)
 	}
+}
+
+func (f *fixture) beginAs(id postgres.Identity) replication.Position {
+	f.t.Helper()
+	p, err := trigger.Begin(f.ctx(), f.pool, id)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return p
 }
 
 func (f *fixture) copy(tables []replication.Table) {
@@ -138,7 +144,14 @@ func (f *fixture) copy(tables []replication.Table) {
 			f.seams[t.Name] = s
 			return nil
 		},
-		Finished: func(*pgx.Batch, replication.Table, int64, int64) {},
+		Witness: state.WitnessSQL(f.id),
+		Finished: func(_ *pgx.Batch, t replication.Table, _, _ int64, witness string) {
+			mu.Lock()
+			defer mu.Unlock()
+			s := f.seams[t.Name]
+			s.Witness = witness
+			f.seams[t.Name] = s
+		},
 		Progress: func(replication.Table, int64, int64) {},
 	}, tables); err != nil {
 		f.t.Fatal(err)

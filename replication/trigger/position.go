@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"replicator/internal/postgres"
 	"replicator/replication"
 )
 
@@ -20,8 +21,11 @@ type place struct {
 	// System and Timeline name the server's history; System is empty where it can't be read.
 	System   string `json:"system,omitempty"`
 	Timeline uint32 `json:"timeline"`
-	// Beat counts commits of our own, each flushed after its snapshot was taken. A server whose count is lower has lost commits.
-	Beat int64 `json:"beat"`
+	// Witness names the row, of the one session that took the snapshot, whose Beat counts that session's commits, each flushed after its snapshot was
+	// taken. A server without the row, or whose count is lower, has lost commits. Nobody else counts there, so no other's commits after a loss can
+	// make up for it. Empty in positions of earlier versions, which counted all sessions' commits together.
+	Witness string `json:"witness,omitempty"`
+	Beat    int64  `json:"beat"`
 	// At is the time of the snapshot by the server's clock.
 	At time.Time `json:"at"`
 
@@ -66,8 +70,15 @@ func covers(a, b replication.Snapshot) bool {
 const placeSQL = `
 SELECT pg_current_snapshot()::text, ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint, clock_timestamp()`
 
-// beatSQL counts a commit, unless the log was given up (Relieve). What a snapshot saw was written to the log before; so once this is flushed, that is too.
-const beatSQL = `UPDATE replicator.capture SET beat = beat + 1 WHERE id = 1 AND beat > ` + givenUp + ` RETURNING beat`
+// witnessSQL counts a session's first commit, unless the log was given up (Relieve). What a snapshot saw was written to the log before; so once this is flushed, that is too.
+const witnessSQL = `INSERT INTO replicator.witness (migration, pair, beat) SELECT %s, %s, 1 FROM replicator.capture WHERE id = 1 AND beat > ` + givenUp + ` RETURNING beat, id::text, n`
+
+// beatSQL counts another one, likewise.
+const beatSQL = `UPDATE replicator.witness SET beat = beat + 1 WHERE id = '%s' AND EXISTS (SELECT FROM replicator.capture WHERE id = 1 AND beat > ` + givenUp + `) RETURNING beat`
+
+func witness(id postgres.Identity) string {
+	return fmt.Sprintf(witnessSQL, replication.QuoteLiteral(id.Migration), replication.QuoteLiteral(id.Pair))
+}
 
 // querier is what a pgx connection, transaction or pool offers.
 type querier interface {
@@ -77,16 +88,22 @@ type querier interface {
 
 // Begin returns the position of now: a stream from there carries every transaction that hasn't committed yet. Install must have
 // returned before.
-func Begin(ctx context.Context, pool *pgxpool.Pool) (replication.Position, error) {
-	p, err := now(ctx, pool)
+func Begin(ctx context.Context, pool *pgxpool.Pool, id postgres.Identity) (replication.Position, error) {
+	// One session, so that both are of one server.
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return "", fmt.Errorf("begin the capture: %w", err)
+	}
+	defer conn.Release()
+	p, err := now(ctx, conn)
 	if err != nil {
 		return "", err
 	}
-	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on`); err != nil {
 			return err
 		}
-		return tx.QueryRow(ctx, beatSQL).Scan(&p.Beat)
+		return tx.QueryRow(ctx, witness(id)).Scan(&p.Beat, &p.Witness, nil)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return "", lost()

@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"replicator/internal/postgres"
-	"replicator/internal/preflight"
 	"replicator/internal/retry"
 	"replicator/replication"
 )
@@ -194,6 +193,9 @@ func newReader(ctx context.Context, s *Source, conn *pgx.Conn, from place) (*rea
 	if err := r.sameHistory(ctx); err != nil {
 		return nil, err
 	}
+	if err := r.sameCopies(ctx); err != nil {
+		return nil, err
+	}
 	// Before the functions are read: what is given up in between stops the stream.
 	if err := conn.QueryRow(ctx, silencedSQL).Scan(&r.silenced); err != nil {
 		return nil, fmt.Errorf("look for captures that were given up: %w", err)
@@ -212,37 +214,4 @@ func newReader(ctx context.Context, s *Source, conn *pgx.Conn, from place) (*rea
 		r.oids = append(r.oids, t.oid)
 	}
 	return r, nil
-}
-
-// sameHistory makes sure that this is the server which gave the position, and that it has lost no commit since. After a failover that did, it
-// gives transaction ids a second time, and snapshots from before mean nothing.
-func (r *reader) sameHistory(ctx context.Context) error {
-	var standby bool
-	if err := r.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby); err != nil {
-		return fmt.Errorf("look at the server: %w", err)
-	}
-	if standby {
-		return &preflight.Hinted{Code: "standby", Err: errors.New("the server is a standby: snapshots there don't name running transactions"), Hint: "connect to the primary"}
-	}
-	here, err := now(ctx, r.conn)
-	if err != nil {
-		return err
-	}
-	resync := "no change may be skipped, so this pair stays stopped: run `replicator resync` for the pair to copy its tables again"
-	if here.System != "" && r.at.System != "" && here.System != r.at.System {
-		return retry.Stop(&preflight.Hinted{Code: "other-server", Err: fmt.Errorf("the server's system identifier is %s; the position was taken on %s", here.System, r.at.System), Hint: resync})
-	}
-	beat, err := count(ctx, r.conn)
-	if err != nil {
-		return err
-	}
-	if beat < r.at.Beat || !covers(here.seen, r.at.seen) {
-		return retry.Stop(&preflight.Hinted{Code: "commits-lost", Err: fmt.Errorf("the server has lost commits that the destination already has (it counts %d of the capture's %d; timeline %d, before %d): it failed over to a standby that lagged behind, or was restored", beat, r.at.Beat, here.Timeline, r.at.Timeline),
-			Hint: resync})
-	}
-	if here.Timeline != r.at.Timeline {
-		r.s.o.Log.Info("the source failed over without losing a commit", "timeline", here.Timeline, "before", r.at.Timeline)
-	}
-	r.at.System, r.at.Timeline = here.System, here.Timeline
-	return nil
 }

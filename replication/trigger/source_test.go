@@ -53,8 +53,8 @@ func TestWhatStopsTheStream(t *testing.T) {
 		"column added":          {`ALTER TABLE plain ADD more int DEFAULT 7; INSERT INTO plain (id) VALUES (99)`, "schema-drift", []string{"ADD COLUMN", "integer"}},
 		"type changed":          {`ALTER TABLE plain ALTER j TYPE text; INSERT INTO plain (id) VALUES (99)`, "schema-drift", []string{"jsonb"}},
 		"log contradicts":       {`DELETE FROM plain WHERE id = 3; DO 'BEGIN EXECUTE format(''UPDATE replicator.capture_%s_0 SET k0 = coalesce(k0, o0), o0 = NULL'', ''plain''::regclass::oid); END'`, "capture-contradiction", []string{"public.plain"}},
-		"count gone back":       {`UPDATE replicator.capture SET beat = beat - 100`, "commits-lost", []string{"resync"}},
-		"count gone":            {`TRUNCATE replicator.capture; INSERT INTO parent VALUES (99)`, "capture-lost", nil},
+		"count gone back":       {`UPDATE replicator.witness SET beat = beat - 100`, "commits-lost", []string{"resync"}},
+		"count gone":            {`TRUNCATE replicator.witness; INSERT INTO parent VALUES (99)`, "capture-lost", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -84,6 +84,9 @@ func (r *reader) upkeep(ctx context.Context) error {
 	if err := r.rescan(ctx); err != nil {
 		return err
 	}
+	if err := r.forget(ctx, acked); err != nil {
+		return err
+	}
 	return r.prune(ctx, acked.seen)
 }
 
@@ -125,6 +128,21 @@ func (r *reader) measure(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("measure the tables that are scanned: %w", err)
 	}
+	return nil
+}
+
+// forgetSQL leaves alone what copies have left, which the pair removes, and whatever came after the session's own row.
+const forgetSQL = `DELETE FROM replicator.witness WHERE migration = $1 AND pair = $2 AND beat > 0 AND n < $3::text::bigint`
+
+// forget removes the witnesses of earlier sessions once the destination holds a position of this one.
+func (r *reader) forget(ctx context.Context, acked *place) error {
+	if r.former || r.witness == "" || acked.Witness != r.witness {
+		return nil
+	}
+	if _, err := r.conn.Exec(ctx, forgetSQL, r.s.o.ID.Migration, r.s.o.ID.Pair, r.witnessNumber); err != nil {
+		return fmt.Errorf("forget former sessions: %w", err)
+	}
+	r.former = true
 	return nil
 }
 

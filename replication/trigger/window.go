@@ -39,7 +39,11 @@ type reader struct {
 	driftAsked time.Time
 	catalog    string
 	upkeepAt   time.Time
-	nudged     bool // somebody waits for what has been committed
+	// witness names the session's row in replicator.witness, empty before its first window; witnessNumber is its number there. former: those of earlier
+	// sessions have been removed.
+	witness, witnessNumber string
+	former                 bool
+	nudged                 bool // somebody waits for what has been committed
 }
 
 // probeChunk is how many tables one probing statement covers.
@@ -118,7 +122,7 @@ func (r *reader) window(ctx context.Context, out chan<- *replication.Batch, requ
 			return err
 		case postgres.Code(err) == postgres.CodeUndefinedTable && !errors.As(err, new(*preflight.Hinted)):
 			return retry.Stop(w.missing(ctx, err))
-		case postgres.Code(err) == postgres.CodeLockNotAvailable:
+		case postgres.Code(err) == postgres.CodeLockNotAvailable, postgres.Code(err) == "40P01":
 			r.s.o.Waiting("the change log's next window waits for a lock: " + w.holders(ctx))
 			waiting = true
 			return err
