@@ -18,7 +18,7 @@ func TestNoTimeoutOfTheApplicationsCutsUs(t *testing.T) {
 		role     []string
 	}{
 		{13, []string{"statement_timeout", "lock_timeout"}, []string{"idle_in_transaction_session_timeout"}},
-		{14, []string{"statement_timeout", "idle_session_timeout"}, []string{"idle_in_transaction_session_timeout"}},
+		{15, []string{"statement_timeout", "idle_session_timeout"}, []string{"idle_in_transaction_session_timeout"}},
 		{18, []string{"statement_timeout", "idle_session_timeout"}, []string{"idle_in_transaction_session_timeout", "transaction_timeout"}},
 	} {
 		s := pgtest.Start(t, pgtest.Options{Version: c.version})
