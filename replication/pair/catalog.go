@@ -181,7 +181,7 @@ func (p *Pair) watchTables(ctx context.Context) error {
 		case <-timer.C:
 		}
 		began := time.Now()
-		if err := p.tend(ctx); err != nil {
+		if err := p.tend(ctx); err != nil && !postgres.IsTransient(err) {
 			return err
 		}
 		c, err := p.changes(ctx)

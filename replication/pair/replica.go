@@ -217,7 +217,7 @@ func (p *Pair) follow(ctx context.Context, l *link) error {
 		case <-timer.C:
 		}
 		began := time.Now()
-		if err := p.enterReplica(ctx, l.destination); err != nil {
+		if err := p.enterReplica(ctx, l.destination); err != nil && !postgres.IsTransient(err) {
 			return err
 		}
 		timer.Reset(max(p.o.WatchEvery, 20*time.Since(began)))
