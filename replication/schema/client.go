@@ -52,6 +52,9 @@ var clientVersion = regexp.MustCompile(`\(PostgreSQL\) (\d+)`)
 // PgDumpVersion returns the major version of the pg_dump at path.
 func PgDumpVersion(ctx context.Context, path string) (int, error) {
 	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if ctx.Err() != nil {
+		err = ctx.Err() // rather than the signal by which it ended
+	}
 	if err != nil {
 		return 0, fmt.Errorf("ask %s for its version: %w", path, err)
 	}
