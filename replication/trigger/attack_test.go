@@ -306,7 +306,11 @@ func attack(t *testing.T, seed uint64, length time.Duration, writers int) {
 	ends := time.Now().Add(length)
 	for time.Now().Before(ends) || (count.little() != "" && time.Now().Before(ends.Add(3*length))) { // a slow machine takes longer until enough has happened
 		s := f.start(applied)
-		<-time.After(time.Duration(r.IntN(1200)) * time.Millisecond)
+		lasts := time.Duration(r.IntN(1200)) * time.Millisecond
+		if time.Now().After(ends) {
+			lasts += 5 * time.Second // so slow a machine may need that for one window behind sixteen writers' locks
+		}
+		<-time.After(lasts)
 		if r.IntN(3) == 0 {
 			pgtest.Exec(t, f.super, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'replicator/%/capture/%' AND datname = current_database()`)
 		}
