@@ -16,7 +16,7 @@ import (
 // withoutGone forgets copies whose tables are gone from both sides or excluded by now, before or after their turn, and names those that are gone from
 // the source alone. The others needn't wait for what an operator does about them: a long copy lives through many partitions.
 func (p *Pair) withoutGone(ctx context.Context, copies []state.Copy, source map[replication.TableName]replication.Table) ([]state.Copy, error) {
-	there, err := schema.Tables(ctx, p.target.pool, p.o.Filter)
+	there, err := schema.UnmeasuredTables(ctx, p.target.pool, p.o.Filter)
 	if err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
