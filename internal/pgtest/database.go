@@ -15,7 +15,8 @@ import (
 
 // databases remembers the roles made for each database, which can only be dropped after it.
 type databases struct {
-	parameter sync.Once // a grant that outlives all roles is made
+	parameter sync.Once  // a grant that outlives all roles is made
+	grants    sync.Mutex // held while a parameter's grants change: the server refuses changes of one at once
 	sync.Mutex
 	roles map[string][]string
 }
@@ -73,6 +74,8 @@ func (s *Server) drop(name string) error {
 	roles := s.databases.roles[name]
 	delete(s.databases.roles, name)
 	s.databases.Unlock()
+	s.databases.grants.Lock()
+	defer s.databases.grants.Unlock()
 	for _, role := range roles {
 		if _, err := conn.Exec(ctx, "drop owned by "+role+"; drop role "+role); err != nil {
 			return fmt.Errorf("drop the role %s: %w", role, err)

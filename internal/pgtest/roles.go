@@ -48,8 +48,12 @@ func (s *Server) owner(t TB, db, kind, attributes string, grants ...string) stri
 	}
 	role := kind + "_" + strings.ToLower(rand.Text()[:10])
 	password := rand.Text()
+	stored, err := verifier(password)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
 	statements := []string{
-		fmt.Sprintf("create role %s login password '%s' %s", role, password, attributes),
+		fmt.Sprintf("create role %s login password '%s' %s", role, stored, attributes),
 		fmt.Sprintf(`alter database "%s" owner to %s`, name, role),
 	}
 	for _, g := range grants {
@@ -63,7 +67,11 @@ func (s *Server) owner(t TB, db, kind, attributes string, grants ...string) stri
 		// The parameter's entry in the catalog goes with its last grant, and a GRANT that runs at that moment fails: one grant stays.
 		s.databases.parameter.Do(func() { Exec(t, s.URL(name), "grant set on parameter session_replication_role to pg_checkpoint") })
 	}
-	Exec(t, s.URL(name), statements...)
+	func() {
+		s.databases.grants.Lock()
+		defer s.databases.grants.Unlock()
+		Exec(t, s.URL(name), statements...)
+	}()
 	s.databases.Lock()
 	defer s.databases.Unlock()
 	if s.databases.roles == nil {

@@ -3,6 +3,7 @@ package pgtest
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -51,6 +52,22 @@ func template(install string, version int, as account) (string, error) {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("run initdb of PostgreSQL %d: %w\n%s", version, err, out)
 		}
+		// Only initdb of PostgreSQL 14 and later takes a verifier, which is longer than 99 characters, from its password file.
+		stored, err := verifier(Password)
+		if err != nil {
+			return err
+		}
+		alone := exec.Command(filepath.Join(install, "bin", "postgres"), "--single", "-D", work, "postgres")
+		alone.Dir, alone.Env, alone.SysProcAttr = cmd.Dir, cmd.Env, as.attributes()
+		alone.SysProcAttr.Pdeathsig = 0
+		alone.Stdin = strings.NewReader("ALTER ROLE postgres PASSWORD " + literal(stored) + "\n")
+		out, err := alone.CombinedOutput()
+		if err == nil && strings.Contains(string(out), "ERROR") {
+			err = errors.New("refused")
+		}
+		if err != nil {
+			return fmt.Errorf("set the password of PostgreSQL %d: %w\n%s", version, err, out)
+		}
 		conf, err := os.OpenFile(filepath.Join(work, "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
 		if err != nil {
 			return fmt.Errorf("open the template's postgresql.conf: %w", err)
@@ -69,7 +86,7 @@ func buildKey(install string, version int) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("ask PostgreSQL %d for its version: %w", version, err)
 	}
-	sum := sha256.Sum256([]byte(install + "\x00" + string(out) + strings.Join(initdbArguments, "\x00")))
+	sum := sha256.Sum256([]byte(install + "\x00" + string(out) + strings.Join(initdbArguments, "\x00") + "verifier"))
 	return fmt.Sprintf("%d-%s", version, hex.EncodeToString(sum[:6])), nil
 }
 

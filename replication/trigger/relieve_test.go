@@ -131,9 +131,14 @@ func TestALogIsGivenUp(t *testing.T) {
 	s := f.start(nil)
 	s.caughtUp()
 	left, err := trigger.Relieve(f.ctx(), f.pool)
-	if err != nil || left != 1 {
-		t.Fatalf("%d logs are in use, want one: %v", left, err)
+	if err != nil || left == 0 {
+		t.Fatalf("%d logs are in use: %v", left, err)
 	}
+	// The stream itself may have been reading at that moment.
+	eventually(t, "one log is in use", func() bool {
+		left, err := trigger.Free(f.ctx(), f.pool)
+		return err == nil && left == 1
+	})
 	if n := f.logged("cold"); n != 0 {
 		t.Errorf("%d changes are still logged", n)
 	}
