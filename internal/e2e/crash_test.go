@@ -4,13 +4,12 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
 
 	"replicator/internal/demo"
+	"replicator/internal/pgtest"
 )
 
 // attemptPhases are those of an attempt, in order.
@@ -22,17 +21,10 @@ var attemptPhases = []string{"preflight", "hooks", "freeze", "fence", "drain", "
 func TestCrashes(t *testing.T) { everyCapture(t, crashes) }
 
 func crashes(t *testing.T, o demo.ServersOptions) {
-	kills, seed := 4, uint64(time.Now().UnixNano())
-	if os.Getenv("REPLICATOR_SOAK") != "" {
+	kills, seed := 4, pgtest.Seed(t)
+	if soak() {
 		kills = 50
 	}
-	if text := os.Getenv("REPLICATOR_SEED"); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatalf("REPLICATOR_SEED: %v", err)
-		}
-	}
-	t.Logf("REPLICATOR_SEED=%d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
 	phases := &deck{r: r}
 	for n := 0; n < kills; {

@@ -98,15 +98,19 @@ func (w *world) writeChinook(ctx context.Context) error {
 	return nil
 }
 
-// TestOldestAndNewestSource moves the shop from the oldest and from the newest Postgres that are supported.
-func TestOldestAndNewestSource(t *testing.T) { everyCapture(t, oldestAndNewestSource) }
-
-func oldestAndNewestSource(t *testing.T, o demo.ServersOptions) {
-	for _, versions := range []demo.ServersOptions{
-		{Capture: o.Capture, SourceVersion: 13, TargetVersion: 15},
-		{Capture: o.Capture, SourceVersion: 18, TargetVersion: 18},
-	} {
-		t.Run(fmt.Sprintf("%d_to_%d", versions.SourceVersion, versions.TargetVersion), func(t *testing.T) {
+// TestOldestAndNewestSource moves the shop from the oldest and from the newest Postgres that are supported, each with one of the captures, which
+// one follows from the seed; with REPLICATOR_SOAK each with both.
+func TestOldestAndNewestSource(t *testing.T) {
+	first := int(pgtest.Seed(t) % 2)
+	moves := []demo.ServersOptions{
+		{Capture: captures[first], SourceVersion: 13, TargetVersion: 15},
+		{Capture: captures[1-first], SourceVersion: 18, TargetVersion: 18},
+	}
+	if soak() {
+		moves = append(moves, demo.ServersOptions{Capture: captures[1-first], SourceVersion: 13, TargetVersion: 15}, demo.ServersOptions{Capture: captures[first], SourceVersion: 18, TargetVersion: 18})
+	}
+	for _, versions := range moves {
+		t.Run(fmt.Sprintf("%s/%d_to_%d", versions.Capture, versions.SourceVersion, versions.TargetVersion), func(t *testing.T) {
 			t.Parallel()
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 			defer cancel()
@@ -132,7 +136,7 @@ func TestLargeTransaction(t *testing.T) { everyCapture(t, largeTransaction) }
 func largeTransaction(t *testing.T, o demo.ServersOptions) {
 	t.Parallel()
 	rows := 300_000
-	if os.Getenv("REPLICATOR_SOAK") != "" {
+	if soak() {
 		rows = 5_000_000
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rows)*150*time.Microsecond+2*time.Minute)

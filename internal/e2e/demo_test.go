@@ -9,10 +9,14 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"replicator/internal/demo"
 )
 
 // TestDemo runs the demo as make demo does, and demands what its table promises and that it cleans up.
-func TestDemo(t *testing.T) {
+func TestDemo(t *testing.T) { everyCapture(t, runDemo) }
+
+func runDemo(t *testing.T, o demo.ServersOptions) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	tmp := t.TempDir()
@@ -22,7 +26,7 @@ func TestDemo(t *testing.T) {
 	if err := os.Chmod(filepath.Dir(tmp), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(ctx, binary, "demo", "--auto", "--json", "--duration", "3s")
+	cmd := exec.CommandContext(ctx, binary, "demo", "--auto", "--json", "--duration", "3s", "--capture", o.Capture)
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
 	var out, progress bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &progress
@@ -43,7 +47,7 @@ func TestDemo(t *testing.T) {
 			t.Errorf("%s is %v", name, r[name])
 		}
 	}
-	if r["capture"] != "logical" {
+	if r["capture"] != o.Capture {
 		t.Errorf("capture is %v", r["capture"])
 	}
 	if left, err := filepath.Glob(filepath.Join(tmp, "replicator-demo-*")); err != nil || len(left) > 0 {

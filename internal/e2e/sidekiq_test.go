@@ -32,7 +32,7 @@ import (
 // Redis; the sets of scheduled jobs and of those to be retried are what they were.
 func TestSidekiq(t *testing.T) {
 	jobs, rate := 2000, 700
-	if os.Getenv("REPLICATOR_SOAK") == "1" {
+	if soak() {
 		jobs, rate = 20000, 900
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)

@@ -65,9 +65,22 @@ type world struct {
 // size is large enough for a copy to be met while it runs.
 var size = shop.Size{Users: 2000, Products: 300, Orders: 8000, Events: 12000, Keys: 6000, Seed: 1}
 
+// rate is how many writes the application does a second.
+func rate() float64 {
+	if soak() {
+		return 150
+	}
+	return 60
+}
+
+// soak tells whether tests do all that they can.
+func soak() bool { return os.Getenv("REPLICATOR_SOAK") != "" }
+
+var captures = []string{"logical", "trigger"}
+
 // everyCapture runs a test once for each capture, on servers whose roles are made for it.
 func everyCapture(t *testing.T, test func(t *testing.T, o demo.ServersOptions)) {
-	for _, capture := range []string{"logical", "trigger"} {
+	for _, capture := range captures {
 		t.Run(capture, func(t *testing.T) { test(t, demo.ServersOptions{Capture: capture}) })
 	}
 }
@@ -103,7 +116,7 @@ func newWorld(t *testing.T, o demo.ServersOptions, seed uint64) *world {
 	}
 	w.ledger = ledger.New(strings.ToLower(rand.Text()[:6]))
 	w.writers = shop.NewWriters(shop.WritersOptions{
-		At: w.servers.Source, Ledger: w.ledger, Size: size, Rate: 150, Workers: 6, Seed: seed,
+		At: w.servers.Source, Ledger: w.ledger, Size: size, Rate: rate(), Workers: 6, Seed: seed,
 		Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	})
 	w.hook = &shop.Switch{Secret: rand.Text(), Source: w.servers.Source, Target: w.servers.Target, Use: w.writers.Use}
