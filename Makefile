@@ -38,7 +38,7 @@ demo: ## run the demo: a live shop moved from one pair of servers to another (AR
 .PHONY: test
 test: ## run every test on real servers with the race detector, 12 minutes on two cores, more on slow ones
 	@scripts/install-tools pg redis versions redisversions sidekiq prometheus gotestsum
-	@TMPDIR=$$(scripts/test-dir) GOTMPDIR=$${GOTMPDIR:-$${TMPDIR:-/tmp}} timeout --kill-after=30s $(TEST_LIMIT) $(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg -- \
+	@GOTMPDIR=$${GOTMPDIR:-$${TMPDIR:-/tmp}} TMPDIR=$$(scripts/test-dir) timeout --kill-after=30s $(TEST_LIMIT) $(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg -- \
 		-race -count 1 -vet off -ldflags=-w -p $(PARALLEL) -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(value RUN)') $(PACKAGES)
 
 .PHONY: soak
