@@ -15,8 +15,7 @@ import (
 
 // databases remembers the roles made for each database, which can only be dropped after it.
 type databases struct {
-	parameter sync.Once  // a grant that outlives all roles is made
-	grants    sync.Mutex // held while a parameter's grants change: the server refuses changes of one at once
+	grants sync.Mutex // held while a parameter's grants change: its entry in the catalog comes with the first and goes with the last, and the server refuses changes of one at once
 	sync.Mutex
 	roles map[string][]string
 }

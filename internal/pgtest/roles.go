@@ -63,10 +63,6 @@ func (s *Server) owner(t TB, db, kind, attributes string, grants ...string) stri
 		// From 15 on the schema public belongs to pg_database_owner.
 		statements = append(statements, "alter schema public owner to "+role)
 	}
-	if s.version >= 15 {
-		// The parameter's entry in the catalog goes with its last grant, and a GRANT that runs at that moment fails: one grant stays.
-		s.databases.parameter.Do(func() { Exec(t, s.URL(name), "grant set on parameter session_replication_role to pg_checkpoint") })
-	}
 	func() {
 		s.databases.grants.Lock()
 		defer s.databases.grants.Unlock()

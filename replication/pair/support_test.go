@@ -61,6 +61,8 @@ func everyCapture(t *testing.T, test func(t *testing.T, f *fixture)) {
 		t.Parallel()
 		f := newFixture(t)
 		f.capture = Logical
+		s := pgtest.Shared(t)
+		f.source, f.target = s.LogicalOwner(t, f.source), s.LogicalOwner(t, f.target)
 		test(t, f)
 	})
 	t.Run(Trigger, func(t *testing.T) {

@@ -36,7 +36,7 @@ var captures = []struct {
 	owner func(*pgtest.Server, pgtest.TB, string) string
 	make  func(*world) captured
 }{
-	{"logical", nil, func(w *world) captured { return bySlot{w} }},
+	{"logical", (*pgtest.Server).LogicalOwner, func(w *world) captured { return bySlot{w} }},
 	{"trigger", (*pgtest.Server).HerokuOwner, func(w *world) captured { return byTrigger{w} }},
 }
 
