@@ -26,13 +26,18 @@ func upToArmTimes(t *testing.T, ctx context.Context, p *Pair, reverse bool, time
 	if preflight.Worst(fs) > preflight.Info {
 		t.Fatalf("check: %+v", fs)
 	}
+	// Nobody renews the freeze beside the steps, as the coordinator does: it holds for as long as they may take.
+	until, ok := ctx.Deadline()
+	if !ok {
+		t.Fatal("the steps need a deadline")
+	}
 	steps := []struct {
 		name string
 		f    func() error
 	}{
 		{"prepare", func() error { return p.Prepare(ctx, reverse) }},
-		{"freeze", func() error { return p.Freeze(ctx, reverse, time.Now().Add(10*time.Second)) }},
-		{"renew", func() error { return p.Renew(ctx, reverse, time.Now().Add(11*time.Second)) }},
+		{"freeze", func() error { return p.Freeze(ctx, reverse, until) }},
+		{"renew", func() error { return p.Renew(ctx, reverse, until.Add(time.Second)) }},
 		{"fence", func() error { return p.Fence(ctx, reverse) }},
 		{"drain", func() error { return p.Drain(ctx, reverse) }},
 		{"verify", func() error {

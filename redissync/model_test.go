@@ -171,6 +171,7 @@ func newModel(t *testing.T, source, target, feed string, seed uint64) *model {
 	m.a, m.b = dialURL(t, m.o.SourceURL), dialURL(t, m.o.TargetURL)
 	if feed == "pieces" {
 		m.o.BigBytes = 1
+		m.patience = 3 * time.Minute // a turn takes 2 s on two idle cores, and more than 40 beside two dozen busy processes
 	}
 	if feed == "pieces" || !soak() { // the race detector is slow
 		m.pace = 50 * time.Millisecond
