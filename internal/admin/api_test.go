@@ -362,6 +362,8 @@ func TestPprofIsOffAndForOperators(t *testing.T) {
 func TestEvents(t *testing.T) {
 	w := start(t)
 	c, _ := admin.NewClient(w.base, viewerToken)
+	// The change comes right behind the first status that the listener is told.
+	w.backend.Next(func(s *admin.Status) { s.Postgres[0].Phase = admin.Stopped; s.Problems = nil })
 	var seen []string
 	done := errors.New("seen enough")
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -370,7 +372,6 @@ func TestEvents(t *testing.T) {
 		switch e.Type {
 		case admin.EventStatus:
 			if len(seen) == 0 {
-				w.backend.Set(func(s *admin.Status) { s.Postgres[0].Phase = admin.Stopped; s.Problems = nil })
 				w.server.Publish(admin.Event{Type: admin.EventCutover, Data: admin.CutoverStatus{Phase: "fence"}})
 			}
 		case admin.EventPhase:

@@ -56,35 +56,63 @@ type encoded struct {
 
 // hub hands events to everybody who listens.
 type hub struct {
+	entry   sync.Mutex // held while a reader joins: each reads his first status behind those of who came before
 	mu      sync.Mutex
 	readers map[chan encoded]bool // true if events were lost
+	last    *Status               // what the next status is compared with; nil while nobody listens. Whatever differs from it, every reader hears
 	joined  chan struct{}         // wakes the watcher
 }
 
 func newHub() *hub { return &hub{readers: map[chan encoded]bool{}, joined: make(chan struct{}, 1)} }
 
-func (h *hub) join() chan encoded {
+// join returns a channel of what differs from the status that it returns too, which read reads.
+func (h *hub) join(read func() (Status, error)) (chan encoded, Status, error) {
+	h.entry.Lock()
+	defer h.entry.Unlock()
 	ch := make(chan encoded, eventBuffer)
 	h.mu.Lock()
 	h.readers[ch] = false
+	h.mu.Unlock()
+	first, err := read() // not before: what changes from here on comes by the channel
+	if err != nil {
+		h.leave(ch)
+		return nil, Status{}, err
+	}
+	h.mu.Lock()
+	if h.last == nil {
+		h.last = &first
+	}
 	h.mu.Unlock()
 	select {
 	case h.joined <- struct{}{}:
 	default:
 	}
-	return ch
+	return ch, first, nil
 }
 
 func (h *hub) leave(ch chan encoded) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.readers, ch)
+	if len(h.readers) == 0 {
+		h.last = nil
+	}
 }
 
-func (h *hub) empty() bool {
+// before is the status that was last compared, nil while nobody listens.
+func (h *hub) before() *Status {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return len(h.readers) == 0
+	return h.last
+}
+
+// compared notes that readers have heard what differs from was, unless nobody listens to that any more.
+func (h *hub) compared(was, now *Status) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.last == was {
+		h.last = now
+	}
 }
 
 // lost tells, once, whether events for ch were dropped.
@@ -116,23 +144,21 @@ func (h *hub) publish(e Event) {
 func (s *Server) watch(ctx context.Context) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	var last *Status
 	for {
-		if s.hub.empty() {
-			last = nil
+		last := s.hub.before()
+		if last == nil {
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-s.hub.joined:
 			}
+			continue
 		}
 		if now, err := s.current(ctx); err == nil {
-			if last != nil {
-				for _, e := range changes(*last, now) {
-					s.hub.publish(e)
-				}
+			for _, e := range changes(*last, now) {
+				s.hub.publish(e)
 			}
-			last = &now
+			s.hub.compared(last, &now)
 		}
 		select {
 		case <-ctx.Done():
@@ -206,11 +232,10 @@ func different(a, b any) bool {
 
 // events serves the stream (HTML standard, "Server-sent events").
 func (a *api) events(w http.ResponseWriter, r *http.Request) (int, any, error) {
-	first, err := a.current(r.Context())
+	ch, first, err := a.hub.join(func() (Status, error) { return a.current(r.Context()) })
 	if err != nil {
 		return 0, nil, err
 	}
-	ch := a.hub.join()
 	defer a.hub.leave(ch)
 	out := http.NewResponseController(w)
 	a.long(w)

@@ -1,6 +1,9 @@
 package admin
 
-import "testing"
+import (
+	"context"
+	"testing"
+)
 
 func TestPhases(t *testing.T) {
 	for _, c := range []struct {
@@ -32,7 +35,10 @@ func TestPhases(t *testing.T) {
 
 func TestSlowListenerLosesEventsButKnows(t *testing.T) {
 	h := newHub()
-	ch := h.join()
+	ch, _, err := h.join(func() (Status, error) { return Status{}, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
 	for range eventBuffer + 1 {
 		h.publish(Event{EventPhase, PhaseChange{}})
 	}
@@ -40,7 +46,10 @@ func TestSlowListenerLosesEventsButKnows(t *testing.T) {
 		t.Error("a loss must be told exactly once")
 	}
 	h.leave(ch)
-	if !h.empty() {
+	if h.before() != nil || len(h.readers) > 0 {
 		t.Error("left, and still there")
+	}
+	if _, _, err := h.join(func() (Status, error) { return Status{}, context.Canceled }); err == nil || len(h.readers) > 0 {
+		t.Errorf("joined without a status: %v", err)
 	}
 }

@@ -24,6 +24,7 @@ type Backend struct {
 	caughtUp chan struct{}
 	verified []admin.VerifiedPair
 	fail     error
+	next     func(*admin.Status)
 }
 
 // New returns a backend with one Postgres and one Redis pair that stream.
@@ -43,6 +44,13 @@ func (b *Backend) Set(change func(*admin.Status)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	change(&b.status)
+}
+
+// Next changes the status as soon as it has been read once more.
+func (b *Backend) Next(change func(*admin.Status)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.next = change
 }
 
 // Fail makes every action return err; nil ends that.
@@ -82,6 +90,10 @@ func (b *Backend) Status(context.Context) (admin.Status, error) {
 	defer b.mu.Unlock()
 	s := b.status
 	s.Postgres, s.Redis, s.Problems = slices.Clone(s.Postgres), slices.Clone(s.Redis), slices.Clone(s.Problems)
+	if b.next != nil {
+		b.next(&b.status)
+		b.next = nil
+	}
 	return s, nil
 }
 
