@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -139,28 +140,32 @@ func (r *rival) await() {
 	})
 }
 
+// follow starts what captures and applies, and returns when it has caught up.
+func (r *rival) follow() {
+	r.b.Helper()
+	r.mark()
+	r.start()
+	r.await()
+}
+
 // settle brings the target up to date and leaves nothing running.
 func (r *rival) settle() {
 	r.b.Helper()
-	r.mark()
-	r.start()
-	r.await()
+	r.follow()
 	r.stop()
 }
 
-// warm runs TPC-B with the rival following: what it adapts to the load is adapted, and the first writes to a page after a checkpoint, which cost
-// most, are done.
-func (r *rival) warm(seconds int) {
+// warm runs TPC-B for six seconds with the rival following: what it adapts to the load is adapted, and the first writes to a page after a checkpoint,
+// which cost most, are done.
+func (r *rival) warm() {
 	r.b.Helper()
-	load := fmt.Sprintf("--time=%d", max(seconds, 6))
+	const load = "--time=6"
 	if r.reads == "" { // nobody follows
-		r.tpcb(asynchronous, load)
+		r.tpcb(asynchronous, 0, load)
 		return
 	}
-	r.mark()
-	r.start()
-	r.await()
-	r.tpcb(asynchronous, load)
+	r.follow()
+	r.tpcb(asynchronous, 0, load)
 	r.mark()
 	r.await()
 	r.stop()
@@ -198,9 +203,8 @@ func children(pid int) float64 {
 type throughput struct {
 	tps   float64
 	count int
-	wal   int64 // bytes of write-ahead log meanwhile
-	// cpu is what pgbench and its backends used, in seconds: it says what a transaction costs, whatever else the machine does.
-	cpu float64
+	wal   int64   // bytes of write-ahead log meanwhile
+	cpu   float64 // seconds that pgbench and its backends used
 }
 
 // manner is how an application speaks to the source.
@@ -218,15 +222,15 @@ var (
 	simple = manner{"simple", "simple", true}
 )
 
-// tpcb runs pgbench's TPC-B as the owner, on the source's core.
-func (r *rival) tpcb(how manner, args ...string) throughput {
+// tpcb runs pgbench's TPC-B as the owner, on the source's core. The same seed writes the same rows, whichever way they are captured.
+func (r *rival) tpcb(how manner, seed int, args ...string) throughput {
 	r.b.Helper()
 	const walSQL = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint"
 	parent := strconv.Itoa(r.source.Pid())
 	family := func() []int { return offspring(func(f []string) bool { return f[1] == parent }) }
-	stood := len(family())
+	others := family()
 	before, reaped := value[int64](r.world, r.control, walSQL), children(r.source.Pid())
-	cmd := exec.CommandContext(r.b.Context(), tool(r.b, "pgbench"), append(args, "--no-vacuum", "--client=8", "--protocol="+how.protocol, "--random-seed="+strconv.Itoa(r.marks+1), r.owner)...)
+	cmd := exec.CommandContext(r.b.Context(), tool(r.b, "pgbench"), append(args, "--no-vacuum", "--client=8", "--protocol="+how.protocol, "--random-seed="+strconv.Itoa(seed+1), r.owner)...)
 	cmd.Env = os.Environ()
 	if !how.durable {
 		cmd.Env = append(cmd.Env, "PGOPTIONS=-c synchronous_commit=off")
@@ -245,8 +249,11 @@ func (r *rival) tpcb(how manner, args ...string) throughput {
 	var l throughput
 	l.tps, _ = strconv.ParseFloat(tps[1], 64) // the pattern admits numbers only
 	l.count, _ = strconv.Atoi(count[1])
-	// The postmaster reaps the backends a moment after pgbench has ended.
-	until(r.b, "end of pgbench's backends", time.Minute, func() bool { return len(family()) <= stood })
+	// The postmaster reaps pgbench's backends a moment after it has ended. Sessions of those who follow come and go as well.
+	until(r.b, "end of pgbench's backends", time.Minute, func() bool {
+		stay := append(value[[]int](r.world, r.control, "SELECT array_agg(pid) FROM pg_stat_activity WHERE application_name <> 'pgbench'"), others...)
+		return !slices.ContainsFunc(family(), func(pid int) bool { return !slices.Contains(stay, pid) })
+	})
 	l.cpu = children(r.source.Pid()) - reaped + cmd.ProcessState.UserTime().Seconds() + cmd.ProcessState.SystemTime().Seconds()
 	l.wal = value[int64](r.world, r.control, walSQL) - before
 	return l
