@@ -50,13 +50,13 @@ func (r *rival) drain(write func(), changes int) backlog {
 func BenchmarkCaptureDrain(b *testing.B) {
 	b.Run("TPC-B", func(b *testing.B) {
 		d := newBed(b)
-		n := max(scaled(b, 50000)/8*8, 800)
+		n := max(scaled(b, 50000)/clients*clients, 800)
 		rivals := []*rival{d.triggers("replicator"), d.subscription("native"), d.bucardo("bucardo")}
 		for _, r := range rivals {
 			r.warm()
 		}
 		compare(d, rivals, fmt.Sprintf("%d TPC-B transactions, scale %d", n, d.size), n, "transactions", 4,
-			func(r *rival, round int) { r.tpcb(asynchronous, round+1, fmt.Sprintf("--transactions=%d", n/8)) })
+			func(r *rival, round int) { r.tpcb(asynchronous, round+1, fmt.Sprintf("--transactions=%d", n/clients)) })
 	})
 	b.Run("updates", func(b *testing.B) {
 		d := newBed(b)

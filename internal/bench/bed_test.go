@@ -199,6 +199,9 @@ func children(pid int) float64 {
 	return float64(user+system) / ticks
 }
 
+// clients are pgbench's.
+const clients = 8
+
 // throughput is what a run of pgbench did.
 type throughput struct {
 	tps   float64
@@ -230,7 +233,7 @@ func (r *rival) tpcb(how manner, seed int, args ...string) throughput {
 	family := func() []int { return offspring(func(f []string) bool { return f[1] == parent }) }
 	others := family()
 	before, reaped := value[int64](r.world, r.control, walSQL), children(r.source.Pid())
-	cmd := exec.CommandContext(r.b.Context(), tool(r.b, "pgbench"), append(args, "--no-vacuum", "--client=8", "--protocol="+how.protocol, "--random-seed="+strconv.Itoa(seed+1), r.owner)...)
+	cmd := exec.CommandContext(r.b.Context(), tool(r.b, "pgbench"), append(args, "--no-vacuum", fmt.Sprintf("--client=%d", clients), "--protocol="+how.protocol, "--random-seed="+strconv.Itoa(seed+1), r.owner)...)
 	cmd.Env = os.Environ()
 	if !how.durable {
 		cmd.Env = append(cmd.Env, "PGOPTIONS=-c synchronous_commit=off")

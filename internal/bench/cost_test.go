@@ -17,13 +17,13 @@ import (
 const vacuumSQL = "VACUUM (ANALYZE)"
 
 const (
-	// slicesARound is how often all variants take turns between two vacuums. A machine that changes its speed for seconds at a time
-	// changes it for all of them alike when each has the source for a second, and does so often.
-	slicesARound = 5
-	// slice is the least that pgbench can be told to run.
-	slice = time.Second
-	// unsettled is how much of a slice isn't counted: new sessions read the catalogs and compile the triggers' functions first, which an application's have done.
-	unsettled = 250 * time.Millisecond
+	// turnsARound is how often all variants take turns between two vacuums. A machine that changes its speed for seconds at a time
+	// changes it for all of them alike when each has the source for half a second, and does so often.
+	turnsARound = 20
+	// sliceSize is how many transactions each of pgbench's clients carries out in a turn, and unsettled the part of a slice's that aren't counted: new sessions read
+	// the catalogs and compile the triggers' functions first, which an application's have done.
+	sliceSize = 120
+	unsettled = 0.2
 )
 
 // variant is a way for the source to be used while pgbench runs.
@@ -32,10 +32,10 @@ type variant struct {
 	r       *rival
 	follows bool // its daemon drains meanwhile
 	seed    int
-	tps     []float64 // of each slice
-	sum     throughput
-	session float64   // CPU seconds that the daemon's sessions took on the source in its slices
-	behind  []float64 // seconds that the target needed after a slice until it had everything
+	// Of each slice: transactions a second, bytes of write-ahead log and CPU seconds a transaction.
+	tps, wal, cpu []float64
+	session       []float64 // CPU seconds a transaction that the daemon's sessions took on the source until the target had everything
+	behind        []float64 // seconds that the target needed after a slice until then
 }
 
 // run lets pgbench write for one slice.
@@ -46,17 +46,19 @@ func (v *variant) run(how manner) {
 	pids, _ := v.r.sessions()
 	spent := cpuOf(pids)
 	v.seed++
-	l := v.r.tpcb(how, v.seed, fmt.Sprintf("--time=%.0f", slice.Seconds()), "--log", "--log-prefix="+prefix)
+	l := v.r.tpcb(how, v.seed, fmt.Sprintf("--transactions=%d", sliceSize), "--log", "--log-prefix="+prefix)
 	v.tps = append(v.tps, settledRate(b, prefix))
-	v.sum.count, v.sum.wal, v.sum.cpu = v.sum.count+l.count, v.sum.wal+l.wal, v.sum.cpu+l.cpu
+	v.wal, v.cpu = append(v.wal, float64(l.wal)/float64(l.count)), append(v.cpu, l.cpu/float64(l.count))
 	if !v.follows {
 		return
 	}
-	v.session += max(cpuOf(pids)-spent, 0) // those that are gone count nothing
 	began := time.Now()
 	v.r.mark()
 	v.r.await()
 	v.behind = append(v.behind, time.Since(began).Seconds())
+	if now, _ := v.r.sessions(); slices.Equal(pids, now) { // otherwise it began anew meanwhile
+		v.session = append(v.session, (cpuOf(pids)-spent)/float64(l.count))
+	}
 }
 
 // settledRate reads pgbench's log of transactions (pgbench, "Per-Transaction Logging") and returns how many a second ended once its sessions had settled.
@@ -80,16 +82,12 @@ func settledRate(b *testing.B, prefix string) float64 {
 		ends = append(ends, second*1e6+micro)
 	}
 	slices.Sort(ends)
-	if len(ends) == 0 {
-		b.Fatal("pgbench logged no transaction")
+	// Its clients end one after the other.
+	ends = ends[int(unsettled*float64(len(ends))):max(len(ends)-clients, 0)]
+	if len(ends) < 2 {
+		b.Fatalf("pgbench logged %d transactions that count", len(ends))
 	}
-	since := ends[0] + unsettled.Microseconds()
-	first, _ := slices.BinarySearch(ends, since)
-	last := ends[len(ends)-1]
-	if last <= since {
-		b.Fatalf("pgbench ran for %d µs only", last-ends[0])
-	}
-	return float64(len(ends)-first) / (float64(last-since) / 1e6)
+	return float64(len(ends)-1) / (float64(ends[len(ends)-1]-ends[0]) / 1e6)
 }
 
 // cpuOf is the CPU time of processes, in seconds.
@@ -113,26 +111,62 @@ func quantile(v []float64, q float64) float64 {
 	return v[i] + (at-float64(i))*(v[min(i+1, len(v)-1)]-v[i])
 }
 
-// loss is what of the reference's median rate is missing from v's, as a part of 1, and the bounds of its 95 % interval by the bootstrap: slices are
-// drawn again, those of one turn together.
-func loss(reference, v []float64) (found, low, high float64) {
+// losses are what is missing from v's rate against the reference's, as parts of 1.
+type losses struct {
+	turns    interval // the median of those of each turn
+	whole    interval // of the rates over all turns
+	ofMedian float64  // of the median rates; where a machine knows two speeds, a median says which of them was more frequent
+}
+
+// interval is a measured value with the bounds of its 95 % interval by the bootstrap.
+type interval struct{ value, low, high float64 }
+
+func (i interval) String() string {
+	return fmt.Sprintf("%.1f %% (%.1f–%.1f)", 100*i.value, 100*i.low, 100*i.high)
+}
+
+// bootstrap measures n turns, and again what is drawn from them.
+func bootstrap(n int, measure func(turns []int) float64) interval {
 	const draws = 4000
-	found = 1 - median(v)/median(reference)
+	turns := make([]int, n)
+	for i := range turns {
+		turns[i] = i
+	}
+	out := interval{value: measure(turns)}
 	rng := rand.New(rand.NewPCG(1, 1))
 	all := make([]float64, draws)
-	a, z := make([]float64, len(v)), make([]float64, len(v))
 	for i := range all {
-		for j := range v {
-			k := rng.IntN(len(v))
-			a[j], z[j] = reference[k], v[k]
+		for j := range turns {
+			turns[j] = rng.IntN(n)
 		}
-		all[i] = 1 - median(z)/median(a)
+		all[i] = measure(turns)
 	}
-	return found, quantile(all, 0.025), quantile(all, 0.975)
+	out.low, out.high = quantile(all, 0.025), quantile(all, 0.975)
+	return out
+}
+
+func lost(reference, v []float64) losses {
+	return losses{
+		turns: bootstrap(len(v), func(turns []int) float64 {
+			each := make([]float64, len(turns))
+			for i, t := range turns {
+				each[i] = 1 - v[t]/reference[t]
+			}
+			return median(each)
+		}),
+		whole: bootstrap(len(v), func(turns []int) float64 {
+			var took, without float64 // seconds a transaction
+			for _, t := range turns {
+				took, without = took+1/v[t], without+1/reference[t]
+			}
+			return 1 - without/took
+		}),
+		ofMedian: 1 - median(v)/median(reference),
+	}
 }
 
 // BenchmarkCaptureCost measures what capture takes from the source: TPC-B with nothing, with replicator's triggers and daemon, with its
-// triggers alone, with Bucardo's triggers and daemon. They take turns, a second each, in an order that rotates; each has its own database and writes
+// triggers alone, with Bucardo's triggers and daemon. They take turns of some half a second, in an order that rotates; each has its own database and writes
 // the same. The daemons run throughout.
 func BenchmarkCaptureCost(b *testing.B) {
 	d := newBed(b)
@@ -150,15 +184,21 @@ func BenchmarkCaptureCost(b *testing.B) {
 				}
 			}
 			for round := range rounds(b) {
+				began := time.Now()
 				for _, r := range rivals {
 					r.exec(r.origin, vacuumSQL)
 				}
-				for turn := range slicesARound {
+				for turn := range turnsARound {
 					for i := range variants {
 						variants[(i+turn+round)%len(variants)].run(how)
 					}
 				}
 				alone.settle()
+				fmt.Printf("round %d:", round+1) // a long run shows where it is
+				for _, v := range variants {
+					fmt.Printf(" %s %.0f/s;", v.name, median(v.tps[round*turnsARound:]))
+				}
+				fmt.Printf(" %.0f s\n", time.Since(began).Seconds())
 			}
 			for _, v := range variants {
 				if v.follows {
@@ -168,30 +208,27 @@ func BenchmarkCaptureCost(b *testing.B) {
 			for _, r := range []*rival{ours, alone, theirs} {
 				r.equal(r.copyURL)
 			}
-			fmt.Printf("\nTPC-B, scale %d, %d slices of %v, %s protocol, durable commits: %t; source and pgbench on one core\n\n", d.size, len(variants[0].tps), slice, how.protocol, how.durable)
+			fmt.Printf("\nTPC-B, scale %d, %d turns of %d transactions, %s protocol, durable commits: %t; source and pgbench on one core\n\n", d.size, len(variants[0].tps), clients*sliceSize, how.protocol, how.durable)
 			report(variants)
 		})
 	}
 }
 
-// report prints what the variants cost; the first is the reference.
+// report prints what the variants cost, with the medians of their turns; the first is the reference.
 func report(variants []*variant) {
-	fmt.Println("| source with | transactions/s (quartiles) | loss | 95 % interval | median loss of a turn | CPU µs/transaction | WAL bytes/transaction | daemon's sessions there | behind after a slice |\n" + strings.Repeat("| --- ", 9) + "|")
-	reference := variants[0].tps
-	for _, v := range variants {
-		found, low, high := loss(reference, v.tps)
-		var each []float64
-		for i := range v.tps {
-			each = append(each, 100*(1-v.tps[i]/reference[i]))
+	fmt.Println("| source with | transactions/s (quartiles) | loss, median of the turns | of the whole run | of the median rates | CPU µs/transaction | WAL bytes/transaction | daemon's sessions there | behind after a turn |\n" + strings.Repeat("| --- ", 9) + "|")
+	for i, v := range variants {
+		lossOf, session, behind := "– | – | –", "–", "–"
+		if i > 0 {
+			l := lost(variants[0].tps, v.tps)
+			lossOf = fmt.Sprintf("%s | %s | %.1f %%", l.turns, l.whole, 100*l.ofMedian)
 		}
-		session, behind := "–", "–"
 		if v.follows {
-			session = fmt.Sprintf("%.0f %% of the core", 100*v.session/(float64(len(v.tps))*slice.Seconds()))
+			session = fmt.Sprintf("%.0f µs/transaction", 1e6*median(v.session))
 			behind = fmt.Sprintf("%.2f s", median(v.behind))
 		}
-		n := float64(v.sum.count)
-		fmt.Printf("| %s | %.0f (%.0f–%.0f) | %.1f %% | %.1f–%.1f | %.1f %% | %.0f | %.0f | %s | %s |\n", v.name, median(v.tps), quantile(v.tps, 0.25), quantile(v.tps, 0.75), 100*found, 100*low, 100*high, median(each),
-			1e6*v.sum.cpu/n, float64(v.sum.wal)/n, session, behind)
+		fmt.Printf("| %s | %.0f (%.0f–%.0f) | %s | %.0f | %.0f | %s | %s |\n", v.name, median(v.tps), quantile(v.tps, 0.25), quantile(v.tps, 0.75), lossOf,
+			1e6*median(v.cpu), median(v.wal), session, behind)
 	}
 	fmt.Println()
 }
