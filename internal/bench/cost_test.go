@@ -36,17 +36,27 @@ type variant struct {
 	tps, wal, cpu []float64
 	session       []float64 // CPU seconds a transaction that the daemon's sessions took on the source until the target had everything
 	behind        []float64 // seconds that the target needed after a slice until then
+	resting       float64   // CPU seconds that the sessions of daemons which follow another database took on the source in all slices
 }
 
 // run lets pgbench write for one slice.
-func (v *variant) run(how manner) {
+func (v *variant) run(how manner, all []*variant) {
 	b := v.r.b
 	b.Helper()
 	prefix := filepath.Join(b.TempDir(), "slice")
 	pids, _ := v.r.sessions()
 	spent := cpuOf(pids)
+	var resting []int
+	for _, o := range all {
+		if o != v && o.follows {
+			pids, _ := o.r.sessions()
+			resting = append(resting, pids...)
+		}
+	}
+	rested := cpuOf(resting)
 	v.seed++
 	l := v.r.tpcb(how, v.seed, fmt.Sprintf("--transactions=%d", sliceSize), "--log", "--log-prefix="+prefix)
+	v.resting += max(cpuOf(resting)-rested, 0) // those that have ended meanwhile count nothing
 	v.tps = append(v.tps, settledRate(b, prefix))
 	v.wal, v.cpu = append(v.wal, float64(l.wal)/float64(l.count)), append(v.cpu, l.cpu/float64(l.count))
 	if !v.follows {
@@ -190,7 +200,7 @@ func BenchmarkCaptureCost(b *testing.B) {
 				}
 				for turn := range turnsARound {
 					for i := range variants {
-						variants[(i+turn+round)%len(variants)].run(how)
+						variants[(i+turn+round)%len(variants)].run(how, variants)
 					}
 				}
 				alone.settle()
@@ -230,5 +240,9 @@ func report(variants []*variant) {
 		fmt.Printf("| %s | %.0f (%.0f–%.0f) | %s | %.0f | %.0f | %s | %s |\n", v.name, median(v.tps), quantile(v.tps, 0.25), quantile(v.tps, 0.75), lossOf,
 			1e6*median(v.cpu), median(v.wal), session, behind)
 	}
-	fmt.Println()
+	var took float64
+	for _, rate := range variants[0].tps {
+		took += clients * sliceSize / rate
+	}
+	fmt.Printf("\nIn the turns with %s the daemons, which have nothing to do then, took %.1f %% of the source's core.\n\n", variants[0].name, 100*variants[0].resting/took)
 }
