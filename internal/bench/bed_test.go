@@ -182,10 +182,7 @@ func (r *rival) logSize() int64 {
 	return value[int64](r.world, r.control, logSizeSQL+r.logged)
 }
 
-var (
-	tpsLine   = regexp.MustCompile(`(?m)^tps = ([0-9.]+)`)
-	countLine = regexp.MustCompile(`(?m)^number of transactions actually processed: ([0-9]+)`)
-)
+var countLine = regexp.MustCompile(`(?m)^number of transactions actually processed: ([0-9]+)`)
 
 // children is the CPU time of a process's children that have ended (cutime and cstime of proc(5)), in seconds.
 func children(pid int) float64 {
@@ -204,7 +201,6 @@ const clients = 8
 
 // throughput is what a run of pgbench did.
 type throughput struct {
-	tps   float64
 	count int
 	wal   int64   // bytes of write-ahead log meanwhile
 	cpu   float64 // seconds that pgbench and its backends used
@@ -245,13 +241,12 @@ func (r *rival) tpcb(how manner, seed int, args ...string) throughput {
 	if err == nil {
 		err = cmd.Wait()
 	}
-	tps, count := tpsLine.FindStringSubmatch(said.String()), countLine.FindStringSubmatch(said.String())
-	if err != nil || tps == nil || count == nil {
+	count := countLine.FindStringSubmatch(said.String())
+	if err != nil || count == nil {
 		r.b.Fatalf("pgbench %v: %v\n%s", args, err, said.String())
 	}
 	var l throughput
-	l.tps, _ = strconv.ParseFloat(tps[1], 64) // the pattern admits numbers only
-	l.count, _ = strconv.Atoi(count[1])
+	l.count, _ = strconv.Atoi(count[1]) // the pattern admits numbers only
 	// The postmaster reaps pgbench's backends a moment after it has ended. Sessions of those who follow come and go as well.
 	until(r.b, "end of pgbench's backends", time.Minute, func() bool {
 		stay := append(value[[]int](r.world, r.control, "SELECT array_agg(pid) FROM pg_stat_activity WHERE application_name <> 'pgbench'"), others...)

@@ -49,8 +49,8 @@ func (v *variant) run(how manner, all []*variant) {
 	var resting []int
 	for _, o := range all {
 		if o != v && o.follows {
-			pids, _ := o.r.sessions()
-			resting = append(resting, pids...)
+			theirs, _ := o.r.sessions()
+			resting = append(resting, theirs...)
 		}
 	}
 	rested := cpuOf(resting)
@@ -84,12 +84,16 @@ func settledRate(b *testing.B, prefix string) float64 {
 	}
 	defer f.Close()
 	var ends []int64 // µs
-	for lines := bufio.NewScanner(f); lines.Scan(); {
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
 		var client, number, took, script, second, micro int64
 		if _, err := fmt.Sscan(lines.Text(), &client, &number, &took, &script, &second, &micro); err != nil {
 			b.Fatalf("log of pgbench: %q: %v", lines.Text(), err)
 		}
 		ends = append(ends, second*1e6+micro)
+	}
+	if err := lines.Err(); err != nil {
+		b.Fatal(err)
 	}
 	slices.Sort(ends)
 	// Its clients end one after the other.
